@@ -1,0 +1,124 @@
+"""The vocabulary: what a gate, a batch, a decision, an architecture, a space and a search are.
+
+Algorithms own the gates, spaces own the networks, and neither knows the other's name. Nothing here imports
+anything of ours but the errors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from .errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from .costs import Budget
+    from .dataset import ImageDataset
+    from .run import Run
+
+
+class Paths(NamedTuple):
+    """Run only the options in `index`, mixed by `weight` (shape ``(len(index),)``); an option is computed even at weight 0."""
+
+    index: tuple[int, ...]
+    weight: Tensor
+
+
+Gate = int | Tensor | Paths
+"""int: run that option. Tensor ``(options,)``: mix all options by these weights. Paths: mix some of them."""
+
+Gates = Mapping[str, Gate]
+"""One gate for each decision, by the decision's name."""
+
+Choices = dict[str, int]
+"""Gates that are all ints: decision name -> index of the option."""
+
+
+class Batch(NamedTuple):
+    """`inputs`: float ``(N, C, H, W)``, normalised. `targets`: float rows ``(N, K)`` in [0, 1]."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+Objective = Callable[[Tensor, Batch], Tensor]
+"""(output, batch) -> scalar loss; lower is better."""
+
+Score = Callable[[Tensor, Batch], float]
+"""(output, batch) -> score; higher is better."""
+
+
+class Decision(NamedTuple):
+    """One choice a space leaves open; options in `only_forced` are never chosen, only settled by `forced`."""
+
+    name: str
+    options: tuple[str, ...]
+    only_forced: frozenset[str] = frozenset()
+
+    @property
+    def free(self) -> tuple[int, ...]:
+        """Indices of the options that may be chosen."""
+        return tuple(i for i, option in enumerate(self.options) if option not in self.only_forced)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A space's spec and one choice for each of its decisions: JSON, and enough to rebuild the network."""
+
+    space: dict[str, Any]
+    choices: Choices
+
+    def save(self, path: Path) -> None:
+        """Write `arch.json`."""
+        path.write_text(json.dumps({"space": self.space, "choices": self.choices}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Architecture:
+        """Read `arch.json`; raises `ArchitectureError` for anything else."""
+        try:
+            fields = json.loads(path.read_text())
+            return cls(dict(fields["space"]), {str(k): int(v) for k, v in fields["choices"].items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArchitectureError(f"{path} is not an architecture file ({error}); write one with `phosphene search`") from error
+
+
+@runtime_checkable
+class SearchSpace(Protocol):
+    """What a search may ask of a space."""
+
+    @property
+    def spec(self) -> dict[str, Any]: ...
+    @property
+    def decisions(self) -> tuple[Decision, ...]: ...
+    def supernet(self) -> nn.Module:
+        """A network with every option; ``forward(inputs, gates)``."""
+        ...
+
+    def build(self, choices: Choices) -> nn.Module:
+        """The network of these choices; ``forward(inputs)``."""
+        ...
+
+    def forced(self, made: Choices) -> Choices:
+        """What the choices made so far settle: further choices, without those in `made`."""
+        ...
+
+
+class Search(Protocol):
+    """What every search algorithm is: a function from a space and data to an architecture."""
+
+    def __call__(
+        self,
+        space: SearchSpace,
+        data: ImageDataset,
+        objective: Objective,
+        score: Score,
+        budget: Budget,
+        run: Run,
+        *,
+        steps: int,
+    ) -> Architecture: ...

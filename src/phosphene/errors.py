@@ -1,0 +1,51 @@
+"""What can go wrong, said so that it can be mended: each message names the flag or file, the value and the remedy.
+
+    PhospheneError
+    ├── SettingsError        a flag or a recipe key has a value that cannot be used
+    ├── TeacherError         a trained network cannot be loaded or does not fit
+    ├── DatasetError         a data set is missing, damaged or of another kind
+    ├── ArchitectureError    an architecture or genotype cannot be read or built
+    ├── BudgetError          no architecture keeps the budget
+    ├── RunError             a run folder is of another run, or damaged
+    ├── RecipeError          a recipe has unknown stages, keys or scales
+    └── MissingExtra         an optional package is not installed
+"""
+
+
+class PhospheneError(Exception):
+    """Anything the user can mend; the command line prints it in one line, without a traceback."""
+
+
+class SettingsError(PhospheneError):
+    """A flag or a recipe key has a value that cannot be used."""
+
+
+class TeacherError(PhospheneError):
+    """A trained network cannot be loaded or does not fit."""
+
+
+class DatasetError(PhospheneError):
+    """A data set is missing, damaged or of another kind."""
+
+
+class ArchitectureError(PhospheneError):
+    """An architecture or a genotype cannot be read or built."""
+
+
+class BudgetError(PhospheneError):
+    """No architecture keeps the budget."""
+
+
+class RunError(PhospheneError):
+    """A run folder belongs to another run, or is damaged."""
+
+
+class RecipeError(PhospheneError):
+    """A recipe has unknown stages, keys or scales."""
+
+
+class MissingExtra(PhospheneError):
+    """An optional package is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'phosphene[{extra}]'")

@@ -1,0 +1,1 @@
+"""Search algorithms, one a file; each is a function from a space and data to an architecture."""
