@@ -1,0 +1,55 @@
+"""Small networks to name as teachers and students: one plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import nn
+
+from ..errors import ArchitectureError
+from .cifar_resnet import CifarResNet
+from .mobilenet import MobileNetV2
+from .resnet import WideStageResNet
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MODELS", "Expects", "build", "expects"]
+
+Factory = Callable[[int, int], nn.Module]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+MODELS: dict[str, Factory] = {
+    **{f"cifar-resnet{depth}": partial(CifarResNet, depth, "A") for depth in (8, 20, 32, 44, 56, 110)},
+    **{f"cifar-resnet{depth}b": partial(CifarResNet, depth, "B") for depth in (8, 20, 32, 44, 56, 110)},
+    "cifar-resnet18": partial(WideStageResNet, 18),
+    "cifar-resnet34": partial(WideStageResNet, 34),
+    "cifar-mobilenetv2": partial(MobileNetV2, cifar=True),
+    "mobilenetv2": MobileNetV2,
+}
+"""name -> factory(classes, channels)"""
+
+
+class Expects(NamedTuple):
+    """The input a model was drawn for: `size` (H, W), and the `classes` and normalisation its weights usually have."""
+
+    size: tuple[int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def expects(name: str, channels: int = 3) -> Expects:
+    """What the name alone implies; grey images get the mean of the three channels' figures."""
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if channels != 3:
+        mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+    if name.startswith("cifar-"):
+        return Expects((32, 32), 10, mean, std)
+    return Expects((224, 224), 1000, mean, std)
+
+
+def build(name: str, classes: int = 10, channels: int = 3) -> nn.Module:
+    """The network of this name with fresh weights; raises `ArchitectureError` for a name not in `MODELS`."""
+    if name not in MODELS:
+        raise ArchitectureError(f"no model is called {name!r}; there are: {', '.join(sorted(MODELS))}")
+    return MODELS[name](classes, channels)

@@ -1,0 +1,81 @@
+"""ResNets for 32-pixel images as their paper drew them: three stages of 16, 32 and 64 channels (He et al. 2015, §4.2).
+
+Shortcut A carries no parameters (every second pixel, zeros for the new channels), shortcut B is a strided 1x1
+convolution with BatchNorm. Parameter names are those of the weights in circulation, so these load as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shortcut = Literal["A", "B"]
+
+
+class ZeroPad(nn.Module):
+    """Shortcut A: every `stride`-th pixel, and zero channels on both sides up to `outputs`."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride, self.before = stride, (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` -> ``(N, outputs, H / stride, W / stride)``."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = (
+                ZeroPad(inputs, outputs, stride)
+                if shortcut == "A"
+                else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` -> ``(N, outputs, H / stride, W / stride)``."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """6n + 2 weighted layers; ``forward``: ``(N, channels, H, W)`` -> logits ``(N, classes)``; made for H = W = 32."""
+
+    def __init__(self, depth: int, shortcut: Shortcut, classes: int, channels: int) -> None:
+        super().__init__()
+        if (depth - 2) % 6:
+            raise ValueError(f"a CIFAR ResNet has 6n + 2 layers, not {depth}")
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = stage(16, 16, blocks, 1, shortcut)
+        self.layer2 = stage(16, 32, blocks, 2, shortcut)
+        self.layer3 = stage(32, 64, blocks, 2, shortcut)
+        self.linear = nn.Linear(64, classes)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, channels, H, W)`` -> logits ``(N, classes)``."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def stage(inputs: int, outputs: int, blocks: int, stride: int, shortcut: Shortcut) -> nn.Sequential:
+    """`blocks` blocks, the first of which changes width and resolution."""
+    rest = [Block(outputs, outputs, 1, shortcut) for _ in range(blocks - 1)]
+    return nn.Sequential(Block(inputs, outputs, stride, shortcut), *rest)
