@@ -1,0 +1,140 @@
+"""Losses, each with its equation, its paper, and what it is divided by.
+
+An `Objective` is a function ``(output, batch) -> scalar`` of network outputs; the image priors below are functions of
+normalised images ``(N, C, H, W)`` alone. Everything is computed in the type of its inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .core import Batch, Objective
+
+__all__ = [
+    "bn_distance",
+    "competition",
+    "distillation",
+    "l2",
+    "layer_weights",
+    "pixel_statistics",
+    "soft_cross_entropy",
+    "total_variation",
+]
+
+
+def soft_cross_entropy(output: Tensor, target: Batch | Tensor) -> Tensor:
+    """Cross-entropy to rows: −Σ_k y_k log softmax(output)_k, the mean over the images (DFNAS eqs. 3 and 7).
+
+    Args:
+        output: logits ``(N, K)``.
+        target: a `Batch`, or its rows ``(N, K)``; one-hot rows give the ordinary cross-entropy.
+    """
+    rows = target.targets if isinstance(target, Batch) else target
+    return -(rows * F.log_softmax(output, dim=1)).sum(dim=1).mean()
+
+
+def distillation(temperature: float = 1.0, *, squared: bool = False) -> Objective:
+    """KL(rows ‖ softmax(output / T)), the mean over the images; 0 where the student agrees exactly.
+
+    The batch's rows are the teacher's AT the same temperature (``data.batch(…, temperature=T)``).
+
+    Args:
+        temperature: T of the student's side.
+        squared: times T², so that gradients keep their size whatever T is (Hinton et al.); DFNAS's code has no T².
+    """
+    factor = temperature**2 if squared else 1.0
+
+    def loss(output: Tensor, batch: Batch) -> Tensor:
+        student = F.log_softmax(output / temperature, dim=1)
+        return factor * F.kl_div(student, batch.targets.to(student.dtype), reduction="batchmean")
+
+    return loss
+
+
+def total_variation(images: Tensor, maps: int = 2) -> Tensor:
+    """How sharply neighbouring pixels differ.
+
+    Args:
+        images: ``(N, C, H, W)``, at least 2 x 2.
+        maps: 2 = DFNAS eq. 4, both axial SQUARED differences, here the MEAN over all entries of each map rather than
+            their sum, so that one weight serves every size and batch. 4 = as in DeepInversion and the release: Σ over
+            four maps (two axial, two diagonal) of the Euclidean NORM of the whole batch's map, not squared, divided by
+            nothing.
+
+    Raises:
+        ValueError: `maps` is neither 2 nor 4.
+    """
+    across, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
+    if maps == 2:
+        return across.square().mean() + down.square().mean()  # eq. 4, as means
+    if maps != 4:
+        raise ValueError(f"total_variation knows 2 and 4 difference maps, not {maps}")
+    falling = images[..., 1:, 1:] - images[..., :-1, :-1]
+    rising = images[..., 1:, :-1] - images[..., :-1, 1:]
+    return across.norm() + down.norm() + falling.norm() + rising.norm()
+
+
+def layer_weights(layers: int, first_multiplier: float = 1.0, weights: Sequence[float] | None = None) -> Tensor:
+    """Weights ``(layers,)`` of the BatchNorm layers: `weights` or ones, the first one's times `first_multiplier`.
+
+    Raises:
+        ValueError: as many `weights` as layers are needed.
+    """
+    chosen = torch.ones(layers) if weights is None else torch.tensor(list(weights), dtype=torch.float32)
+    if len(chosen) != layers:
+        raise ValueError(f"{len(chosen)} layer weights for {layers} BatchNorm layers")
+    if layers:
+        chosen[0] *= first_multiplier
+    return chosen
+
+
+def bn_distance(distances: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Σ_l w_l (‖E_l(X̂) − E_l(X)‖₂ + ‖Var_l(X̂) − Var_l(X)‖₂), norms unsquared, divided by nothing (DFNAS eq. 5).
+
+    Args:
+        distances: ``(L,)``, the brackets, as the probe gives them (biased variance of the BatchNorm's input).
+        weights: ``(L,)`` from `layer_weights`, or None for ones.
+    """
+    return distances.sum() if weights is None else (weights.to(distances) * distances).sum()
+
+
+def l2(images: Tensor) -> Tensor:
+    """The Euclidean norm of an image, not squared, the mean over the images (as in DeepInversion's ImageNet code)."""
+    return images.flatten(1).norm(dim=1).mean()
+
+
+def pixel_statistics(images: Tensor) -> Tensor:
+    """How far normalised pixels are from mean 0, deviation 1: Σ_c mean_c² + Σ_c (sd_c − 1)² + mean_n relu(sd_n − 1)².
+
+    mean_c and sd_c are those of channel c over batch and pixels, sd_n that of image n over channels and pixels (both
+    biased): a training set normalised by its own figures scores near 0 in the first two, and no image should vary
+    more than the set does.
+    """
+    variance, mean = torch.var_mean(images, dim=(0, 2, 3), correction=0)
+    each = torch.var(images, dim=(1, 2, 3), correction=0)
+    channels = mean.square().sum() + (_root(variance) - 1).square().sum()
+    return channels + F.relu(_root(each) - 1).square().mean()
+
+
+def competition(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
+    """1 − JS(teacher, student) in nats, the mean over the images (adaptive DeepInversion, T = 3): low = they disagree.
+
+    Args:
+        teacher: logits ``(N, K)``.
+        student: logits ``(N, K)``.
+        temperature: divides both.
+    """
+    p, q = F.log_softmax(teacher / temperature, dim=1), F.log_softmax(student / temperature, dim=1)
+    middle = torch.logaddexp(p, q) - math.log(2)
+    divergence = 0.5 * (p.exp() * (p - middle) + q.exp() * (q - middle)).sum(dim=1)
+    return 1 - divergence.mean()
+
+
+def _root(variance: Tensor) -> Tensor:
+    """A square root whose gradient stays finite on a constant image."""
+    return variance.clamp_min(1e-12).sqrt()
