@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class Paths(NamedTuple):
-    """Run only the options in `index`, mixed by `weight` (shape ``(len(index),)``); an option is computed even at weight 0."""
+    """Run only the options in `index`, mixed by `weight` ``(len(index),)``; an option is computed even at weight 0."""
 
-    index: tuple[int, ...]
+    index: tuple[int, ...]  # type: ignore[assignment]  # hides tuple.index, which no gate needs
     weight: Tensor
 
 
@@ -84,7 +84,8 @@ class Architecture:
             fields = json.loads(path.read_text())
             return cls(dict(fields["space"]), {str(k): int(v) for k, v in fields["choices"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArchitectureError(f"{path} is not an architecture file ({error}); write one with `phosphene search`") from error
+            remedy = "write one with `phosphene search`"
+            raise ArchitectureError(f"{path} is not an architecture file ({error}); {remedy}") from error
 
 
 @runtime_checkable
