@@ -1,0 +1,187 @@
+"""The command line: a table of commands, each a function that is imported only when it is called.
+
+Flags come from the function's signature (`settings.py`); what the function returns is printed as a table, or as one
+JSON object with `--json`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .__version__ import __version__
+
+COMMANDS = {
+    "teacher show": ("phosphene.teacher:show", "What a trained network takes and gives"),
+    "synthesize": ("phosphene.synthesis.command:synthesize", "A data set from a trained network alone"),
+    "noise": ("phosphene.synthesis.noise:noise", "The baseline: noise images with the network's rows"),
+    "dataset import": ("phosphene.importing:import_", "Real images from folders, .npz, CIFAR's files, torchvision"),
+    "dataset show": ("phosphene.gallery:show", "Counts, entropy and a contact sheet"),
+    "dataset compare": ("phosphene.gallery:compare", "The same classes of several data sets side by side"),
+    "dataset export": ("phosphene.importing:export", "Class folders and a CSV of rows, for other tools"),
+    "dataset agreement": ("phosphene.agreement:agreement", "How far an unrelated network agrees with the labels"),
+    "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
+    "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
+    "arch show": ("phosphene.architecture:show", "Parameters, MACs and drawn cells of an architecture"),
+    "train": ("phosphene.train:train", "Train an architecture on a data set"),
+    "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
+    "report": ("phosphene.report:report", "One HTML page of any set of runs"),
+    "run": ("phosphene.recipe:run", "Run a recipe: a published result, stage by stage"),
+    "results": ("phosphene.results:results", "The table of recorded results"),
+    "demo": ("phosphene.demo:demo", "The whole chain on a bundled network, offline, in minutes"),
+}
+GROUPS = {
+    "teacher": "Trained networks",
+    "dataset": "Data sets of every origin",
+    "search": "Architecture search",
+    "arch": "Architectures",
+}
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported when they are called, so that `--help` needs no torch."""
+
+    def __init__(self, prefix: str = "", **options: Any) -> None:
+        super().__init__(name=prefix.strip() or "phosphene", no_args_is_help=True, **options)
+        self.prefix = prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names at this level, in the table's order."""
+        names = [name.removeprefix(self.prefix).split()[0] for name in COMMANDS if name.startswith(self.prefix)]
+        return list(dict.fromkeys(names))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now, or the group of this name."""
+        full = self.prefix + cmd_name
+        if full in COMMANDS:
+            return command(full)
+        return Lazy(full + " ", help=GROUPS[full]) if full in GROUPS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """As click does, with the nearest name where there is no such command."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            raise click.UsageError(f"{error.message}" + (f" Did you mean {near[0]}?" if near else "")) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The table of commands, from the table: nothing is imported."""
+        rows = []
+        for name in self.list_commands(ctx):
+            full = self.prefix + name
+            rows.append((name, COMMANDS[full][1] if full in COMMANDS else GROUPS[full]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function behind a command's name."""
+    module, attribute = COMMANDS[name][0].split(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return function
+
+
+def command(name: str) -> click.Command:
+    """The click command of a function: its settings as flags, and `--json`."""
+    from .settings import examples, settings, summary
+
+    function = function_of(name)
+    declared = settings(function)
+    lines = examples(function)
+    epilog = "\b\nExample:\n" + "\n".join("  " + line for line in lines) if lines else None
+    parameters = [_parameter(setting) for setting in declared]
+    parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="print one JSON object"))
+
+    def call(as_json: bool, **values: Any) -> None:
+        lists = {setting.name for setting in declared if setting.many}
+        given = {name: list(value) or None if name in lists else value for name, value in values.items()}
+        _print(_result(function(**given)), as_json)
+
+    return click.Command(name.split()[-1], params=parameters, callback=call, help=summary(function), epilog=epilog)
+
+
+def _parameter(setting: Any) -> click.Parameter:
+    kind: Any = click.Choice(setting.options) if setting.options else _click_type(setting.kind)
+    if setting.required:
+        return click.Argument([setting.name], type=kind, nargs=-1 if setting.many else 1, required=True)
+    if setting.kind is bool and setting.default is not None:
+        flags = f"{setting.flag}/--no-{setting.flag[2:]}" if setting.default else setting.flag
+        return click.Option([flags, setting.name], is_flag=True, default=setting.default, help=setting.help)
+    if setting.kind is bool:
+        both = f"{setting.flag}/--no-{setting.flag[2:]}"
+        return click.Option([both, setting.name], default=None, help=setting.help)
+    shown = setting.default is not None and setting.default != ""
+    options = {"default": setting.default, "help": setting.help, "show_default": shown, "multiple": setting.many}
+    return click.Option([setting.flag, setting.name], type=kind, **options)
+
+
+def _click_type(kind: type) -> Any:
+    from pathlib import Path
+
+    return click.Path(path_type=Path) if kind is Path else kind
+
+
+def _result(returned: Any) -> dict[str, Any]:
+    if isinstance(returned, dict):
+        return returned
+    described: dict[str, Any] = returned.summary() if hasattr(returned, "summary") else {"result": str(returned)}
+    return described
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
+    if as_json:
+        click.echo(json.dumps(result, default=str))
+        return
+    from rich.console import Console
+
+    from .tables import table
+
+    Console().print(table(result))
+
+
+def main() -> None:
+    """Run the command line; errors of ours are one line and exit status 2, an interruption is 130."""
+    from .errors import PhospheneError
+
+    group = Lazy(
+        help="Search, distil and compress image networks without the images they were trained on.\n\n"
+        "Start with: phosphene demo"
+    )
+    group = click.version_option(__version__, prog_name="phosphene")(group)
+    try:
+        group(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; run the same command to go on", 130)
+    except PhospheneError as error:
+        _fail(str(error), 130 if type(error).__name__ == "Stopped" else 2)
+    except OSError as error:
+        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+    except Exception as error:
+        if type(error).__name__ != "Estimate":
+            raise
+        _print(error.needs, "--json" in sys.argv)  # type: ignore[attr-defined]
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"phosphene: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

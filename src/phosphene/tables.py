@@ -1,0 +1,57 @@
+"""A result as a person reads it: names at the left, figures at the right, nested results as tables of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def table(result: dict[str, Any]) -> RenderableType:
+    """Plain values as two columns; lists of dicts and dicts of dicts as tables below them; long lists shortened."""
+    plain = {k: v for k, v in result.items() if not _nested(v)}
+    rows = Table(box=None, show_header=False, pad_edge=False)
+    rows.add_column(style="dim")
+    rows.add_column()
+    for name, value in plain.items():
+        rows.add_row(name.replace("_", " "), _text(value))
+    parts: list[RenderableType] = [rows] if plain else []
+    for name, value in result.items():
+        if _nested(value):
+            parts += [Text(), Text(name.replace("_", " "), style="bold"), _grid(value)]
+    return Group(*parts)
+
+
+def _nested(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return isinstance(value, dict) or (bool(items) and all(isinstance(item, dict) for item in items))
+
+
+def _grid(value: Any) -> RenderableType:
+    if isinstance(value, dict) and not all(isinstance(item, dict) for item in value.values()):
+        return table(value)
+    rows = [{"": key, **item} for key, item in value.items()] if isinstance(value, dict) else value
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    grid = Table(box=None, pad_edge=False, header_style="dim")
+    for name in columns:
+        numeric = all(isinstance(row.get(name), (int, float, type(None))) for row in rows)
+        grid.add_column(name.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        grid.add_row(*(_text(row.get(name, "")) for name in columns))
+    return grid
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value[:12])) + (" …" if len(value) > 12 else "")
+    return str(value)
