@@ -1,0 +1,279 @@
+"""Trained networks: where they come from, what they expect, how they are frozen.
+
+A teacher is a network together with what its pixels must look like; `sources` knows the places to find one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .dataset import ImageDataset
+from .errors import DatasetError, SettingsError, TeacherError
+from .hardware import Machine
+from .hardware import machine as decide_machine
+from .sources import SOURCES, Source, find, read_network
+from .weights import digest, fit, head, stem
+from .weights import read as read_weights
+
+__all__ = ["Teacher", "load", "read_names", "read_network", "read_size", "show"]
+
+Numbers = str | float | Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen network and its input: `shape` (C, H, W), and `mean` and `std` of pixels in [0, 1]."""
+
+    net: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    shape: tuple[int, int, int]
+    classes: int
+    class_names: tuple[str, ...] | None
+    name: str
+    fingerprint: str
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 in 0..255 or float in [0, 1], ``(N, C, H, W)`` -> float32, as the network wants it."""
+        scaled = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (scaled - mean) / std
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor, machine: Machine | None = None, batch: int = 500) -> Tensor:
+        """Pixels ``(N, C, H, W)`` as for `normalise` -> float32 logits ``(N, K)`` on the pixels' device."""
+        machine = machine or Machine(pixels.device, channels_last=False)
+        net = machine.place(self.net)
+        rows = []
+        for chunk in pixels.split(batch):
+            inputs = self.normalise(machine.place(chunk))
+            with machine.autocast():
+                rows.append(net(inputs).float().to(pixels.device))
+        return torch.cat(rows) if rows else torch.zeros(0, self.classes, device=pixels.device)
+
+    def describe(self) -> dict[str, Any]:
+        """What a card says of the teacher: JSON, enough to see whether two data sets had the same one."""
+        names = list(self.class_names) if self.class_names else None
+        return {
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "class_names": names,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def load(
+    teacher: Teacher | nn.Module | str | Path,
+    *,
+    checkpoint: str | Path | None = None,
+    mean: Numbers = None,
+    std: Numbers = None,
+    size: str | int | Sequence[int] | None = None,
+    channels: int | None = None,
+    classes: int | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
+) -> Teacher:
+    """Load, check and freeze a trained network; a network in memory is copied, never changed.
+
+    `mean` and `std` are of pixels in [0, 1]; `size` is a side, ``"HxW"`` or ``(H, W)``. What is None comes from
+    the source, or from the checkpoint's first convolution and last linear layer.
+
+    Raises:
+        TeacherError: the source is unknown, unreachable, does not fit its checkpoint, or leaves something unsaid.
+        MissingExtra: torchvision or timm is not installed.
+    """
+    given = (checkpoint, mean, std, size, channels, classes, class_names)
+    if isinstance(teacher, Teacher):
+        if any(value is not None for value in given):
+            raise TeacherError("this teacher is loaded already: leave out checkpoint, mean, std, size and the like")
+        return teacher
+    weights = read_weights(checkpoint) if checkpoint is not None else None
+    with torch.random.fork_rng(devices=[]):  # building draws weights that are overwritten
+        source = find(teacher, checkpoint is not None, channels)
+        net = _build(source, weights, classes, channels)
+    if weights is not None:
+        fit(net, weights, f"{checkpoint}")
+    elif not source.trained:
+        raise TeacherError(f"{source.name} is a design without weights; give --checkpoint FILE")
+    net.eval().requires_grad_(False)
+    return _settle(source, net, mean, std, size, channels, classes, class_names)
+
+
+def _build(source: Source, weights: dict[str, Tensor] | None, classes: int | None, channels: int | None) -> nn.Module:
+    """The source's network, with as many classes and channels as flags say or the checkpoint has."""
+    net = source.build(classes, channels)
+    if weights is None or not source.resizable:
+        return net
+    top, bottom = head(net), stem(net)
+    if classes is None and top in weights:
+        classes = len(weights[top])
+    if channels is None and bottom in weights:
+        channels = weights[bottom].shape[1]
+    current = net.state_dict()
+    same = all(key not in weights or weights[key].shape == current[key].shape for key in (top, bottom) if key)
+    return net if same else source.build(classes, channels)
+
+
+def _settle(
+    source: Source,
+    net: nn.Module,
+    mean: Numbers,
+    std: Numbers,
+    size: str | int | Sequence[int] | None,
+    channels: int | None,
+    classes: int | None,
+    class_names: str | Path | Sequence[str] | None,
+) -> Teacher:
+    """Flags first, then what the source knows; one image is passed through to see that all of it holds."""
+    side = source.size if size is None else read_size(size)
+    if side is None:
+        raise TeacherError(f"{source.name} does not say how large its images are; give --size, as 32 or 224x160")
+    first = net.state_dict().get(stem(net) or "")
+    planes = channels or (first.shape[1] if first is not None else 3)
+    means = _per_channel("--mean", mean, source.mean, planes, source.name)
+    stds = _per_channel("--std", std, source.std, planes, source.name)
+    if min(stds) <= 0:
+        raise TeacherError(f"--std {stds}: every value must be above 0")
+    shape = (planes, *side)
+    outputs = _try(net, shape, source.name)
+    if classes is not None and classes != outputs:
+        raise TeacherError(f"--classes {classes}: {source.name} has {outputs} outputs; leave the flag out")
+    names = read_names(class_names, outputs)
+    if names is None and source.class_names is not None and len(source.class_names) == outputs:
+        names = source.class_names
+    return Teacher(net, means, stds, shape, outputs, names, source.name, digest(net, means, stds))
+
+
+def read_size(size: str | int | Sequence[int]) -> tuple[int, int]:
+    """``32``, ``"32"``, ``"224x160"`` or ``(224, 160)`` -> (H, W); raises `SettingsError`."""
+    try:
+        sides = [int(side) for side in (str(size).lower().split("x") if isinstance(size, str | int) else size)]
+    except ValueError as error:
+        raise SettingsError(f"--size {size} is not a side in pixels like 32, nor HEIGHTxWIDTH like 224x160") from error
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise SettingsError(f"--size {size} is not a side in pixels like 32, nor HEIGHTxWIDTH like 224x160")
+    return sides[0], sides[-1]
+
+
+def _per_channel(
+    flag: str, given: Numbers, known: tuple[float, ...] | None, channels: int, name: str
+) -> tuple[float, ...]:
+    if given is None and known is None:
+        raise TeacherError(f"{name} does not say how its pixels are normalised; give {flag}, one number a channel")
+    found = given if given is not None else known
+    try:
+        parts = found.split(",") if isinstance(found, str) else [found] if isinstance(found, float | int) else found
+        numbers = tuple(float(part) for part in parts or ())
+    except ValueError as error:
+        raise SettingsError(f"{flag} {given} is not numbers with commas between, like 0.49,0.48,0.45") from error
+    if len(numbers) == 1:
+        return numbers * channels
+    if len(numbers) != channels:
+        raise SettingsError(f"{flag} {given or known} has {len(numbers)} numbers for {channels} channels")
+    return numbers
+
+
+def read_names(given: str | Path | Sequence[str] | None, classes: int) -> tuple[str, ...] | None:
+    """Names with commas between, a file of one a line, or a sequence; raises `SettingsError` if they are too few."""
+    if given is None:
+        return None
+    if isinstance(given, str | Path):
+        file = Path(given)
+        text = file.read_text().splitlines() if file.is_file() else str(given).split(",")
+        given = [name.strip() for name in text if name.strip()]
+    if len(given) != classes:
+        raise SettingsError(f"--class-names has {len(given)} names for {classes} classes")
+    return tuple(given)
+
+
+def _try(net: nn.Module, shape: tuple[int, int, int], name: str) -> int:
+    """The number of logits for one grey image; a network that fails on it is not a classifier of such images."""
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad():
+            output = net(torch.zeros(1, *shape, device=device))
+    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
+        size = "x".join(map(str, shape))
+        raise TeacherError(f"{name} fails on a {size} image ({error}); give --size or --channels") from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
+        kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TeacherError(f"{name} is not a classifier: for one image it gives {kind}, not logits (1, classes)")
+    return output.shape[1]
+
+
+def show(
+    teacher: Annotated[str, "where the network comes from: " + SOURCES + " (FILE.py is executed)"],
+    *,
+    test: Annotated[Path | None, "a data set with real labels, or an .npz, to measure the accuracy on"] = None,
+    checkpoint: Annotated[Path | None, "weights: .safetensors, .pt, .pth or .th; nothing in it is executed"] = None,
+    mean: Annotated[str | None, "mean of pixels in [0, 1], one number a channel with commas between"] = None,
+    std: Annotated[str | None, "their standard deviation, likewise"] = None,
+    size: Annotated[str | None, "input size: a side, or HEIGHTxWIDTH"] = None,
+    channels: Annotated[int | None, "1 for grey, 3 for colour"] = None,
+    classes: Annotated[int | None, "number of classes"] = None,
+    class_names: Annotated[str | None, "names with commas between, or a file of one a line"] = None,
+    batch: Annotated[int, "images at once"] = 500,
+    device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
+) -> dict[str, Any]:
+    """Load a trained network and say what it is: input, classes, size, BatchNorm layers, accuracy on real data.
+
+    Example:
+        phosphene teacher show digits
+
+    Raises:
+        TeacherError: the network cannot be loaded or does not fit its checkpoint.
+        DatasetError: the test data has another shape or other classes.
+    """
+    loaded = load(
+        teacher,
+        checkpoint=checkpoint,
+        mean=mean,
+        std=std,
+        size=size,
+        channels=channels,
+        classes=classes,
+        class_names=class_names,
+    )
+    from . import costs
+
+    norms = [layer for layer in loaded.net.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    found = loaded.describe() | {
+        "params": costs.params(loaded.net),
+        "macs": costs.macs(loaded.net, loaded.shape),
+        "batchnorm_layers": len(norms),
+    }
+    if not norms:
+        found["note"] = "no BatchNorm statistics to match: synthesize with --bn-weight 0"
+    if test is not None:
+        machine = decide_machine(device, precision)
+        found |= {"test": str(test)} | accuracy(loaded, ImageDataset.open(test), machine, batch)
+    return found
+
+
+def accuracy(teacher: Teacher, data: ImageDataset, machine: Machine | None = None, batch: int = 500) -> dict[str, Any]:
+    """Top-1 accuracy in percent, and the number of images it was measured on.
+
+    Raises:
+        DatasetError: the data has images of another shape or other classes.
+    """
+    card = data.card
+    for what, theirs, ours in (("shape", tuple(card.shape), teacher.shape), ("classes", card.classes, teacher.classes)):
+        if theirs != ours:
+            raise DatasetError(f"{card.name} has {what} {theirs}, but {teacher.name} has {ours}; give another data set")
+    right = 0
+    for start in range(0, len(data), batch):
+        index = torch.arange(start, min(start + batch, len(data)))
+        guesses = teacher.logits(data.pixels(index), machine, batch).argmax(1)
+        right += int((guesses.numpy() == data.labels[index.numpy()]).sum())
+    return {"accuracy": round(100 * right / len(data), 4), "images": len(data)}
