@@ -98,14 +98,27 @@ def command(name: str) -> click.Command:
     lines = examples(function)
     epilog = "\b\nExample:\n" + "\n".join("  " + line for line in lines) if lines else None
     parameters = [_parameter(setting) for setting in declared]
+    if any(setting.name == "device" for setting in declared):
+        parameters += [
+            click.Option(["--threads"], type=click.IntRange(1), help="CPU threads [default: all cores]"),
+            click.Option(["--compile"], is_flag=True, help="torch.compile the hot loops (pays on GPUs)"),
+        ]
     parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="print one JSON object"))
 
-    def call(as_json: bool, **values: Any) -> None:
+    def call(as_json: bool, threads: int | None = None, compile: bool = False, **values: Any) -> None:
+        _prefer(threads, compile)
         lists = {setting.name for setting in declared if setting.many}
         given = {name: list(value) or None if name in lists else value for name, value in values.items()}
         _print(_result(function(**given)), as_json)
 
     return click.Command(name.split()[-1], params=parameters, callback=call, help=summary(function), epilog=epilog)
+
+
+def _prefer(threads: int | None, compiled: bool) -> None:
+    if threads or compiled:
+        from .hardware import PREFERENCES
+
+        PREFERENCES.threads, PREFERENCES.compile = threads, compiled
 
 
 def _parameter(setting: Any) -> click.Parameter:

@@ -101,10 +101,21 @@ class Machine:
             torch.cuda.synchronize(self.device)
 
 
-def machine(
-    device: str = "auto", precision: str = "auto", *, compile: bool = False, threads: int | None = None
-) -> Machine:
+@dataclass
+class Preferences:
+    """What holds for a whole process rather than for one call: `--threads` and `--compile`."""
+
+    threads: int | None = None
+    compile: bool = False
+
+
+PREFERENCES = Preferences()
+
+
+def machine(device: str = "auto", precision: str = "auto") -> Machine:
     """Decide where and how to compute: auto = CUDA, then MPS, then CPU; bf16 where the hardware has it.
+
+    Thread count and torch.compile follow `PREFERENCES`.
 
     Raises:
         SettingsError: the device is not there, or device or precision is not one of those named.
@@ -112,14 +123,14 @@ def machine(
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = _device(device)
     _tune_allocator()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if PREFERENCES.threads is not None:
+        torch.set_num_threads(PREFERENCES.threads)
     if chosen.type == "cuda":
         torch.backends.cudnn.benchmark = True
         torch.set_float32_matmul_precision("high")
     if world > 1:
         _join(chosen)
-    return Machine(chosen, _precision(precision, chosen), True, rank, world, compile)
+    return Machine(chosen, _precision(precision, chosen), True, rank, world, PREFERENCES.compile)
 
 
 @contextlib.contextmanager
