@@ -8,8 +8,8 @@ One type serves every origin, real or made. On disk a data set is a folder:
     seeds.npy     int32 (N, S), optional: what each image was made from
     card.json     the card
 
-Logits are kept rather than probabilities because rows at any temperature follow from them; float16 probabilities would lose
-everything but T = 1. Nothing here is ever unpickled.
+Logits are kept rather than probabilities because rows at any temperature follow from them; float16 probabilities would
+lose everything but T = 1. Nothing here is ever unpickled.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ CHUNK = 16 << 20  # bytes read at a time when all images are visited
 class Card:
     """What a data set is and how it came to be; `card.json` holds exactly these fields.
 
-    `shape` is (C, H, W). `mean`/`std` are the declared normalisation on the pixel scale 0..1, or None where nobody declared one;
-    `statistics` holds the measured ones. `label_view` says which view of the image the row describes.
+    `shape` is (C, H, W). `mean`/`std` are the declared normalisation on the pixel scale 0..1, or None where nobody
+    declared one; `statistics` holds the measured ones. `label_view` says which view of the image the row describes.
     """
 
     name: str = "unnamed"
@@ -67,13 +67,13 @@ class Card:
         self.shape = (int(c), int(h), int(w))
         self.class_names = None if self.class_names is None else [str(name) for name in self.class_names]
         if self.class_names is not None and len(self.class_names) != self.classes:
-            raise DatasetError(f"{len(self.class_names)} class names for {self.classes} classes; give one name for each class")
+            raise DatasetError(f"{len(self.class_names)} class names for {self.classes} classes; give one for each")
         for key in ("mean", "std"):
             given = getattr(self, key)
             if given is not None:
                 setattr(self, key, [float(x) for x in given])
                 if len(given) not in (1, self.shape[0]):
-                    raise DatasetError(f"{key} has {len(given)} values for {self.shape[0]} channels; give one for each channel")
+                    raise DatasetError(f"{key} has {len(given)} values for {self.shape[0]} channels; give one for each")
         if (self.mean is None) != (self.std is None):
             raise DatasetError("a card declares mean and std together, or neither")
         if self.task not in ("single", "multi"):
@@ -181,8 +181,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     ) -> ImageDataset:
         """A data set in memory.
 
-        `images`: uint8, or float on the scale 0..1 (or any other when raw), (N, C, H, W). `labels`: ints (N,), or rows (N, K) with
-        NaN = unlabelled for task `multi`. `logits`: (N, K), centred and stored as float16. `fields`: any field of `Card`.
+        `images`: uint8, or float on the scale 0..1 (or any other when raw), (N, C, H, W). `labels`: ints (N,), or rows
+        (N, K) with NaN = unlabelled for task `multi`. `logits`: (N, K), centred and stored as float16. `fields`: any
+        field of `Card`.
         """
         pixels = _array(images)
         if pixels.dtype == np.float64:
@@ -248,12 +249,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return torch.from_numpy(np.array(self._images[self._where(index)]))
 
     def rows(self, index: Index, temperature: float = 1.0) -> Tensor:
-        """Target rows (n, K), float32: softmax(logits / T) (sigmoid for task `multi`), or one-hot rows of the labels."""
+        """Target rows (n, K), float32: softmax(logits / T) (sigmoid for `multi`), or one-hot rows of the labels."""
         logits = self.logits(index)
         if logits is not None:
-            return torch.sigmoid(logits / temperature) if self.card.task == "multi" else (logits / temperature).softmax(1)
+            logits = logits / temperature
+            return torch.sigmoid(logits) if self.card.task == "multi" else logits.softmax(1)
         if self._labels is None:
-            raise DatasetError(f"data set {self.card.name!r} has neither labels nor logits; label it with a teacher first")
+            raise self._unlabelled()
         labels = torch.from_numpy(np.array(self._labels[self._where(index)]))
         if labels.ndim == 2:
             return labels.float()
@@ -278,8 +280,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             return np.array(self._labels[where])
         targets = self._logits if self._logits is not None else self._labels
         if targets is None:
-            raise DatasetError(f"data set {self.card.name!r} has neither labels nor logits; label it with a teacher first")
+            raise self._unlabelled()
         return np.concatenate([np.nan_to_num(targets[part], nan=-np.inf).argmax(1) for part in _parts(where, 4096)])
+
+    def _unlabelled(self) -> DatasetError:
+        return DatasetError(f"data set {self.card.name!r} has neither labels nor logits; label it with a teacher first")
 
     @property
     def normalisation(self) -> tuple[Tensor, Tensor]:
@@ -288,7 +293,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         mean = self.card.mean if declared else self.card.statistics.get("mean")
         std = self.card.std if declared else self.card.statistics.get("std")
         if mean is None or std is None:
-            raise DatasetError(f"the card of {self.card.name!r} has no mean and std; write them into card.json or import again")
+            raise DatasetError(f"the card of {self.card.name!r} has no mean and std; import the data set again")
         channels = self.card.shape[0]
         return torch.tensor(mean).expand(channels), torch.tensor(std).clamp_min(1e-6).expand(channels)
 
@@ -313,25 +318,23 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """
         pixels, targets = self.pixels(index), self.rows(index, temperature)
         if machine is not None:  # moved as bytes, a quarter of the traffic
-            pixels, targets = machine.place(pixels), machine.place(targets)
+            pixels, targets = pixels.to(machine.device), targets.to(machine.device)
         if augment is not None:
             pixels = augment.move(pixels, generator)
         inputs = self.normalise(pixels)
         if augment is not None:
             inputs, targets = augment.mix(inputs, targets, generator)
-        return Batch(inputs, targets)
+        return Batch(inputs if machine is None else machine.place(inputs), targets)
 
     # -- views --------------------------------------------------------------------------------------------------------
 
     def subset(self, index: Index) -> ImageDataset:
         """A view of these images, in this order; nothing is copied."""
-        where = self._where(index)
-        return ImageDataset(
-            self.card, self._images, labels=self._labels, logits=self._logits, seeds=self.seeds, path=self.path, index=where
-        )
+        arrays = {"labels": self._labels, "logits": self._logits, "seeds": self.seeds}
+        return ImageDataset(self.card, self._images, **arrays, path=self.path, index=self._where(index))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-        """Two disjoint views, the first with `fraction` of every class (in all: of the set, rounded), drawn by `seed`."""
+        """Two disjoint views, the first with `fraction` of every class, drawn by `seed`; they cover the set."""
         if not 0 < fraction < 1:
             raise DatasetError(f"split fraction {fraction} is not between 0 and 1")
         rng = np.random.default_rng(seed)
@@ -345,7 +348,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def _where(self, index: Index) -> np.ndarray:
         wanted = index.numpy() if isinstance(index, Tensor) else np.asarray(index)
         wanted = wanted.astype(np.int64).reshape(-1)
-        if wanted.size and not (0 <= wanted.min() and wanted.max() < len(self)):
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"image {int(wanted.max())} of a data set of {len(self)}")
         return wanted if self._index is None else self._index[wanted]
 
@@ -355,8 +358,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def fingerprint(self) -> str:
         """16 hex digits over the card, the index of a view, and a sample of the content.
 
-        The sample is 256 images and 4,096 targets at even distances, so that it costs milliseconds for any size. It is the same in
-        memory and on disk. It tells data sets apart; it is no protection against someone who edits single pixels on purpose.
+        The sample is 256 images and 4,096 targets at even distances, so that it costs milliseconds for any size. It is
+        the same in memory and on disk. It tells data sets apart; it does not protect from edits of single pixels.
         """
         digest = hashlib.sha256(self.card.dumps().encode())
         if self._index is not None:
@@ -383,16 +386,22 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.card.shape))
-        return f"ImageDataset({self.card.name!r}, {self.card.origin}, {len(self)} x {shape}, {self.card.classes} classes)"
+        facts = f"{self.card.origin}, {len(self)} x {shape}, {self.card.classes} classes"
+        return f"ImageDataset({self.card.name!r}, {facts})"
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
 
 
 def centred(logits: np.ndarray, task: str = "single") -> np.ndarray:
-    """Logits (N, K) as they are stored: float16, the mean of each row taken off (a softmax does not see it)."""
+    """Logits (N, K) as they are stored: float16, the mean of each row taken off (a softmax does not see it).
+
+    float16 comes back as it is: centring what was rounded once would round it twice.
+    """
     if logits.ndim != 2:
         raise DatasetError(f"logits have shape {logits.shape}; (N, K) is needed")
+    if logits.dtype == np.float16:
+        return logits
     exact = logits.astype(np.float64)
     if task == "single":
         exact -= exact.mean(1, keepdims=True)
@@ -429,7 +438,7 @@ def _labels(labels: np.ndarray, task: str) -> np.ndarray:
     if task == "multi":
         return labels.astype(np.float32)
     if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or (labels == np.floor(labels)).all()):
-        raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one integer an image; soft targets go in as logits")
+        raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one integer each; give logits for soft ones")
     return labels.astype(np.int64)
 
 
@@ -446,21 +455,24 @@ def _check(card: Card, images: Any, labels: np.ndarray | None, logits: np.ndarra
     if str(images.dtype) not in PIXELS:
         raise DatasetError(f"images are {images.dtype}; a data set holds one of {', '.join(PIXELS)}")
     if tuple(images.shape) != (card.count, *card.shape):
-        raise DatasetError(f"images are {tuple(images.shape)}, but the card says {(card.count, *card.shape)}; import again")
+        there, said = tuple(images.shape), (card.count, *card.shape)
+        raise DatasetError(f"images are {there}, but the card says {said}; make or import the data set again")
     for name, array in (("labels", labels), ("logits", logits)):
         if array is not None and len(array) != card.count:
             raise DatasetError(f"{len(array)} {name} for {card.count} images; import again")
         if array is not None and array.ndim == 2 and array.shape[1] != card.classes:
             raise DatasetError(f"{name} have {array.shape[1]} columns for {card.classes} classes; import again")
     if labels is not None and labels.ndim == 1 and len(labels) and not 0 <= labels.min() <= labels.max() < card.classes:
-        raise DatasetError(f"labels run from {labels.min()} to {labels.max()}, outside 0..{card.classes - 1}; set classes")
+        low, high = labels.min(), labels.max()
+        raise DatasetError(f"labels run from {low} to {high}, outside 0..{card.classes - 1}; set the number of classes")
 
 
 def _map(path: Path) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        return mapped
     except (OSError, ValueError, EOFError) as error:
         raise DatasetError(f"{path} is damaged ({error}); make or import the data set again") from error
 
@@ -476,10 +488,10 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 def batches(count: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """The indices (batch_size,) of global step `step`: a pure function, so that a resumed run reads what it would have read.
+    """The indices (batch_size,) of global step `step`: a pure function, so that a resumed run reads what it would have.
 
-    Every epoch is a fresh permutation; what does not fill a batch at its end is left out. With fewer images than `batch_size` the
-    batch runs on into the next permutations.
+    Every epoch is a fresh permutation; what does not fill a batch at its end is left out. With fewer images than
+    `batch_size` the batch runs on into the next permutations.
     """
     if count < 1 or batch_size < 1:
         raise DatasetError(f"no batch of {batch_size} from {count} images")
@@ -498,8 +510,9 @@ def batches(count: int, batch_size: int, seed: int, step: int) -> Tensor:
 class Writer:
     """Writes a data set slice by slice; may be killed at any moment and opened again, by one rank or several.
 
-    The files have their final size from the start, so the final bytes do not depend on the order of writing. A slice is flushed to
-    disk BEFORE the line that says so is appended to this rank's journal: a line is a promise. Ranks write disjoint slots.
+    The files have their final size from the start, so the final bytes do not depend on the order of writing. A slice is
+    flushed to disk BEFORE the line that says so is appended to this rank's journal: a line is a promise. Ranks write
+    disjoint slots.
 
         writer = Writer.create(folder, card, count)
         for chain in chains - writer.done:
@@ -507,7 +520,9 @@ class Writer:
         data = writer.close()
     """
 
-    def __init__(self, path: Path, card: Card, arrays: dict[str, np.ndarray], rank: int, barrier: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, card: Card, arrays: dict[str, np.ndarray], rank: int, barrier: Callable[[], None]
+    ) -> None:
         self.path, self.card, self.rank = path, card, rank
         self.finished: ImageDataset | None = None
         self._arrays, self._barrier = arrays, barrier
@@ -529,9 +544,9 @@ class Writer:
     ) -> Writer:
         """Begin the data set of `count` images in folder `path`, or go on with it.
 
-        `logits` False: integer labels instead. `seeds`: columns of seeds.npy, 0 for none. `barrier`: waits for all ranks, needed
-        when there are several. `finished` is set when the folder already holds this very data set. Raises `DatasetError` when
-        it holds another one.
+        `logits` False: integer labels instead. `seeds`: columns of seeds.npy, 0 for none. `barrier`: waits for all
+        ranks, needed when there are several. `finished` is set when the folder already holds this very data set. Raises
+        `DatasetError` when it holds another one.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -597,7 +612,10 @@ class Writer:
         self._lines.append(line)
 
     def close(self, **fields: Any) -> ImageDataset:
-        """Finish: check that every slot is written, measure, write the card with `fields`, remove the journals. All ranks call it."""
+        """Check that every slot is written, measure, write the card with `fields`, remove the journals.
+
+        All ranks call it; rank 0 does it. Raises `DatasetError` when slots are missing.
+        """
         self._barrier()
         try:
             if self.rank == 0 and self.finished is None:
@@ -619,9 +637,8 @@ class Writer:
                 seen[start:stop] = True
         if not seen.all():
             missing = np.flatnonzero(~seen)
-            raise DatasetError(
-                f"{self.path} lacks {len(missing)} of {len(seen)} images (the first is {missing[0]}); run the same command again"
-            )
+            lack = f"lacks {len(missing)} of {len(seen)} images (the first is {missing[0]})"
+            raise DatasetError(f"{self.path} {lack}; run the same command again")
 
     def _read(self) -> list[dict[str, Any]]:
         lines = []
@@ -632,7 +649,7 @@ class Writer:
                 except ValueError:
                     continue  # torn by a kill: its slice is written again
                 if line["of"] != self._identity:
-                    raise DatasetError(f"{self.path} holds another unfinished data set; name another --out or remove it")
+                    raise DatasetError(f"{self.path} holds another unfinished data set; name another --out")
                 lines.append(line)
         return lines
 
