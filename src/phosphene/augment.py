@@ -22,7 +22,7 @@ class Augment:
 
     `crop`: side of the region cut at a random place of each image (None: the side of the image). `pad`: black pixels
     added on every side before the crop. `flip`: mirrored with probability 1/2. `cutout`: side of the square set to
-    zero, its centre anywhere in the image (0: none). `mixup`: a of Beta(a, a), by which each image and its row are mixed
+    zero, its centre anywhere in the image (0: none). `mixup`: a of Beta(a, a), by which an image and its row are mixed
     with another's (0: none).
     """
 
