@@ -1,0 +1,137 @@
+"""Architecture search, distillation and compression of image networks without the images they were trained on.
+
+    import phosphene
+    data = phosphene.synthesize("digits", images=500)
+    found = phosphene.search(data, "darts")
+
+Names are imported when they are first used: `import phosphene` alone needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .__version__ import __version__
+from .errors import (
+    ArchitectureError,
+    BudgetError,
+    DatasetError,
+    MissingExtra,
+    PhospheneError,
+    RecipeError,
+    RunError,
+    SettingsError,
+    TeacherError,
+)
+
+if TYPE_CHECKING:
+    from .augment import Augment
+    from .core import Architecture, Batch
+    from .costs import Budget
+    from .dataset import ImageDataset
+    from .evaluate import evaluate
+    from .importing import import_ as import_dataset
+    from .recipe import run as run_recipe
+    from .report import report
+    from .synthesis.command import synthesize
+    from .synthesis.noise import noise
+    from .teacher import Teacher
+    from .teacher import load as load_teacher
+    from .train import load_network, train
+
+__all__ = [
+    "Architecture",
+    "ArchitectureError",
+    "Augment",
+    "Batch",
+    "Budget",
+    "BudgetError",
+    "DatasetError",
+    "ImageDataset",
+    "MissingExtra",
+    "PhospheneError",
+    "RecipeError",
+    "RunError",
+    "SettingsError",
+    "Teacher",
+    "TeacherError",
+    "__version__",
+    "evaluate",
+    "import_dataset",
+    "load_network",
+    "load_teacher",
+    "noise",
+    "report",
+    "run_recipe",
+    "search",
+    "synthesize",
+    "train",
+]
+
+_WHERE = {
+    "Architecture": "core:Architecture",
+    "Augment": "augment:Augment",
+    "Batch": "core:Batch",
+    "Budget": "costs:Budget",
+    "ImageDataset": "dataset:ImageDataset",
+    "Teacher": "teacher:Teacher",
+    "evaluate": "evaluate:evaluate",
+    "import_dataset": "importing:import_",
+    "load_network": "train:load_network",
+    "load_teacher": "teacher:load",
+    "noise": "synthesis.noise:noise",
+    "report": "report:report",
+    "run_recipe": "recipe:run",
+    "synthesize": "synthesis.command:synthesize",
+    "train": "train:train",
+}
+
+
+def search(data: Any, algorithm: str = "darts", **settings: Any) -> Architecture:
+    """Search an architecture on a data set.
+
+    Args:
+        data: an `ImageDataset` or its folder.
+        algorithm: "darts", or "random" for the baseline.
+        settings: of the algorithm; ``phosphene search ALGORITHM --help`` lists them.
+
+    Raises:
+        SettingsError: no such algorithm.
+        BudgetError: no architecture keeps the budget.
+    """
+    command = importlib.import_module("phosphene.search.command")
+    algorithms = {"darts": command.darts, "random": command.random}
+    if algorithm not in algorithms:
+        raise SettingsError(f"algorithm {algorithm!r} is not one of {', '.join(algorithms)}")
+    found: Architecture = algorithms[algorithm](data=data, **settings)
+    return found
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'phosphene' has no attribute {name!r}")
+    module, attribute = _WHERE[name].split(":")
+    thing = getattr(importlib.import_module(f"phosphene.{module}"), attribute)
+    globals()[name] = thing
+    return thing
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})
+
+
+class _Package(ModuleType):
+    """Importing `phosphene.train` binds that module here under its function's name; the function is what stays."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and name in __all__:
+            if name not in _WHERE:
+                return
+            value = getattr(value, _WHERE[name].split(":")[1])
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,272 @@
+"""A recipe: stages in TOML, each a call of the same functions as the commands; resumable as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from . import results
+from .errors import RecipeError
+from .progress import say
+from .run import read_json, write_json
+from .settings import settings
+from .stages import REFERENCE, SHOWN, Job, Recipe, digest_source, environment, function, nearest, read, strings
+
+
+def run(
+    recipe: Annotated[str, "a TOML file, or the name of one in recipes/"],
+    *,
+    scale: Annotated[Literal["smoke", "cpu", "gpu", "paper"], "how much of it, at what cost"] = "smoke",
+    out: Annotated[Path | None, "folder of all stages; default: runs/RECIPE-SCALE"] = None,
+    only: Annotated[list[str] | None, "only these stages, and what they need"] = None,
+    set: Annotated[list[str] | None, "NAME=VALUE for a value of the scale: --set images=500"] = None,
+    device: Annotated[str, "auto, cpu, cuda[:i] or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
+    record: Annotated[bool, "write the figures to the folder of recorded results"] = False,
+    results_dir: Annotated[Path, "where recorded results go"] = Path("docs/results"),
+    estimate: Annotated[bool, "only say what it will cost and what is left of it"] = False,
+) -> dict[str, Any]:
+    """Run a recipe: every stage that is not finished, in order.
+
+    All keys are checked before anything runs. Run it again after Ctrl-C, a crash or a change of `only`: finished
+    stages are not repeated.
+
+    Example:
+        phosphene run digits --scale smoke
+
+    Raises:
+        RecipeError: an unknown key, stage, scale or setting, or a finished stage that the recipe no longer describes.
+    """
+    plan = read(recipe, scale, set or [])
+    folder = out or Path("runs") / f"{plan.path.stem}-{scale}"
+    jobs = in_order(plan, only)
+    given = {"device": device, "precision": precision}
+    left = [job for job in jobs if _finished(plan, job, folder) is None]
+    cost = {"recipe": str(plan.path), "scale": scale, "core_minutes": plan.core_minutes, "jobs": len(jobs)}
+    if estimate:
+        return {**cost, "finished": len(jobs) - len(left), "minutes_left": round(_minutes_left(plan, jobs, folder), 1)}
+    say(f"{plan.title}: scale {scale}, {len(jobs)} jobs, {plan.core_minutes:g} core-minutes; {len(left)} jobs to do")
+    for number, job in enumerate(jobs, 1):
+        _do(plan, job, folder, given, f"stage {number} of {len(jobs)}", jobs[number - 1 :])
+    found, missing = figures(plan, folder)
+    if record:
+        _record(plan, folder, jobs, found, missing, set or [], results_dir)
+    minutes = sum(state["minutes"] for job in jobs if (state := _state(folder, job)))
+    return {**cost, "folder": str(folder), "minutes": round(minutes, 2), "figures": found, "missing": missing}
+
+
+def in_order(plan: Recipe, only: list[str] | None) -> list[Job]:
+    """Jobs after what they need; among those that could come next, the lowest seed, then priority, then place."""
+    wanted = _closure(plan, only)
+    place = {job.name: index for index, job in enumerate(plan.jobs)}
+    waiting = {job.name: {other.name for other in needs(plan, job)} for job in wanted}
+    ready: list[tuple[int, int, int]] = []
+
+    def release() -> None:
+        for job in wanted:
+            if job.name in waiting and not waiting[job.name]:
+                del waiting[job.name]
+                heapq.heappush(ready, (job.axes.get("seed", 0), job.priority, place[job.name]))
+
+    done: list[Job] = []
+    release()
+    while ready:
+        job = plan.jobs[heapq.heappop(ready)[2]]
+        done.append(job)
+        for others in waiting.values():
+            others.discard(job.name)
+        release()
+    return done
+
+
+def needs(plan: Recipe, job: Job) -> list[Job]:
+    """The jobs whose folders or figures this job's settings name."""
+    texts = [text for value in job.values.values() for text in strings(value)]
+    references = [found for found in map(REFERENCE.fullmatch, texts) if found]
+    return [other for reference in references for other in plan.matching(job, reference)]
+
+
+def _closure(plan: Recipe, only: list[str] | None) -> list[Job]:
+    if not only:
+        return list(plan.jobs)
+    stages = list(dict.fromkeys(job.stage for job in plan.jobs))
+    for name in only:
+        if name not in stages:
+            raise RecipeError(f"--only {name}: no such stage at scale {plan.scale}{nearest(name, stages)}")
+    wanted, todo = {}, [job for job in plan.jobs if job.stage in only]
+    while todo:
+        job = todo.pop()
+        if job.name not in wanted:
+            wanted[job.name] = job
+            todo += needs(plan, job)
+    return [job for job in plan.jobs if job.name in wanted]
+
+
+# -- one job -----------------------------------------------------------------------------------------------------------
+
+
+def _do(plan: Recipe, job: Job, folder: Path, given: dict[str, str], place: str, rest: list[Job]) -> None:
+    if _finished(plan, job, folder) is not None:
+        say(f"{place}: {job.name} is finished")
+        return
+    say(f"{place}: {job.name}, about {_minutes_left(plan, rest, folder):.0f} min left")
+    began = time.monotonic()
+    result = _plain(function(job.call)(**_call_settings(plan, job, folder, given)))
+    minutes = (time.monotonic() - began) / 60
+    timing = folder / job.name / "timing.json"
+    if timing.exists():  # knows what was spent before an interruption, too
+        minutes = max(minutes, float(read_json(timing).get("seconds", 0)) / 60)
+    state = {"digest": _digest(plan, job), "minutes": round(minutes, 3), "result": result}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{job.name}.json", state)
+
+
+def _call_settings(plan: Recipe, job: Job, folder: Path, given: dict[str, str]) -> dict[str, Any]:
+    """The job's settings with references resolved, and its folder, seed and machine where the command takes them."""
+    resolved = {key: _resolve(plan, job, value, folder) for key, value in job.values.items()}
+    declared = {setting.name: setting for setting in settings(function(job.call))}
+    own = {"out": folder / job.name, "seed": job.axes.get("seed", 0), **given}
+    values = {**{key: value for key, value in own.items() if key in declared}, **resolved}
+    return {key: declared[key].check(value) for key, value in values.items()}
+
+
+def _resolve(plan: Recipe, job: Job, value: Any, folder: Path) -> Any:
+    if isinstance(value, list):
+        items = [_resolve_one(plan, job, item, folder) for item in value]
+        return [one for item in items for one in item]
+    return _resolve_one(plan, job, value, folder)[0]
+
+
+def _resolve_one(plan: Recipe, job: Job, value: Any, folder: Path) -> list[Any]:
+    if not isinstance(value, str):
+        return [value]
+    reference = REFERENCE.fullmatch(value)
+    if reference is None:
+        return [environment(value, job.name)]
+    found = plan.matching(job, reference)
+    if reference["key"]:
+        return [_spread(_look_up(_state(folder, other), reference["key"], other), reference["span"]) for other in found]
+    return [str(folder / other.name / (reference["file"] or "")) for other in found]
+
+
+def _spread(value: Any, span: str | None) -> Any:
+    """The value itself, or the range `span` per cent about it, as the command line writes ranges."""
+    if span is None:
+        return value
+    return f"{value * (1 - int(span) / 100):.0f}..{value * (1 + int(span) / 100):.0f}"
+
+
+def _look_up(state: dict[str, Any] | None, key: str, job: Job) -> Any:
+    value: Any = (state or {}).get("result")
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            there = ", ".join(value) if isinstance(value, dict) else "none"
+            raise RecipeError(f"{job.name} has no figure {key}; there are {there}")
+        value = value[part]
+    return value
+
+
+def _plain(result: Any) -> dict[str, Any]:
+    """A command's result as JSON: the dict it returned, or its summary."""
+    content = result if isinstance(result, dict) else result.summary()
+    return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
+
+
+def _digest(plan: Recipe, job: Job) -> str:
+    """Identity of a job: its call, its settings, and the same of everything it builds on."""
+    parts = [digest_source(job), *(_digest(plan, other) for other in needs(plan, job))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _state(folder: Path, job: Job) -> dict[str, Any] | None:
+    path = folder / f"{job.name}.json"
+    return read_json(path) if path.exists() else None
+
+
+def _finished(plan: Recipe, job: Job, folder: Path) -> dict[str, Any] | None:
+    """The state of a finished job; raises where the folder holds one of other settings."""
+    state = _state(folder, job)
+    if state is not None and state.get("digest") != _digest(plan, job):
+        raise RecipeError(
+            f"{folder / job.name} was finished with other settings than {plan.path} has now; "
+            f"remove it and {job.name}.json, or choose another --out"
+        )
+    return state
+
+
+def _minutes_left(plan: Recipe, jobs: list[Job], folder: Path) -> float:
+    """From the finished jobs of the same stage, of any stage, or else from what the recipe says it costs."""
+    spent: dict[str, list[float]] = {}
+    for job in plan.jobs:
+        if state := _state(folder, job):
+            spent.setdefault(job.stage, []).append(state["minutes"])
+    usual = plan.core_minutes / results.cores() / max(1, len(plan.jobs))
+    todo = [job for job in jobs if _state(folder, job) is None]
+    return sum(sum(m) / len(m) if (m := spent.get(job.stage)) else usual for job in todo)
+
+
+# -- figures -----------------------------------------------------------------------------------------------------------
+
+
+def figures(plan: Recipe, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every figure of the recipe that has been measured, and the labels of those that have not."""
+    found, missing = [], []
+    for entry in plan.figures:
+        jobs = [job for job in plan.jobs if job.stage == entry["stage"] and _asked(entry, job)]
+        for case in dict.fromkeys(job.axes.get("case") for job in jobs):
+            label = entry["label"].replace("{case}", str(case))
+            if case is not None and "case" not in entry and "{case}" not in entry["label"]:
+                label = f"{label}: {case}"
+            values = _values(entry, [job for job in jobs if job.axes.get("case") == case], folder)
+            fields = {key: entry[key] for key in SHOWN if key in entry}
+            if values:
+                found.append(results.figure(label, values, **fields))
+            else:
+                missing.append(label)
+    return found, missing
+
+
+def _asked(entry: dict[str, Any], job: Job) -> bool:
+    return all(job.axes.get(axis) == entry[axis] for axis in ("case", "seed") if axis in entry)
+
+
+def _values(entry: dict[str, Any], jobs: list[Job], folder: Path) -> dict[str, float]:
+    measured = {str(job.axes.get("seed", 0)): (job, state) for job in jobs if (state := _state(folder, job))}
+    times = entry.get("times", 1)
+    return {seed: float(_look_up(state, entry["key"], job)) * times for seed, (job, state) in measured.items()}
+
+
+def _record(
+    plan: Recipe,
+    folder: Path,
+    jobs: list[Job],
+    found: list[dict[str, Any]],
+    missing: list[str],
+    overrides: list[str],
+    target: Path,
+) -> None:
+    """Write ``RESULT-SCALE.json`` and bring the page of all results up to date."""
+    states = [state for job in jobs if (state := _state(folder, job))]
+    shown = [o for o in overrides if not Path(o.partition("=")[2]).exists()]  # where a file lies changes no figure
+    command = ["phosphene run", str(plan.path), "--scale", plan.scale, *(f"--set {o}" for o in shown), "--record"]
+    record = {
+        "result": plan.result,
+        "scale": plan.scale,
+        "title": plan.title,
+        "paper": plan.paper,
+        "command": " ".join(command),
+        "seeds": sorted({job.axes.get("seed", 0) for job in jobs}),
+        "machine": results.this_machine(),
+        "minutes": round(sum(state["minutes"] for state in states), 1),
+        "core_minutes": plan.core_minutes,
+        "figures": found,
+        "missing": missing,
+        "notes": list(plan.notes),
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    write_json(target / f"{plan.result}-{plan.scale}.json", record)
+    results.results(target)

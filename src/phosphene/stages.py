@@ -1,0 +1,303 @@
+"""A recipe file, read strictly: TOML into jobs, each one call of a command with its settings.
+
+    title = "…"   paper = "…"   result = "name"   notes = ["…"]
+    [scales.cpu]                 core_minutes = 120, and any values of your own: images = 2500
+    [defaults.train]             settings of every `train` in this recipe
+    [[stage]]                    name, call, with = {…}, seeds = [0, 1], cases.NAME = {…}, scales, priority = 0
+    [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales
+
+A stage with seeds and cases becomes one job for each pair. In a setting, `{images}`, `{seed}` and `{case}` are filled
+in, `$NAME` is read from the environment, and `@stage` is the folder of an earlier stage's job: the one of the same
+seed and case, or `@stage[case]`, `@stage[0]`, `@stage[case,0]`. `@stage/file` is a file in it; `@stage:key` a figure of
+its result, and `@stage:key~5%` the range five per cent about it, "LO..HI". In a list, `@stage` means all that match.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import RecipeError, SettingsError
+from .settings import settings
+
+CALLS = {  # what a stage may call: the commands, by their names on the command line; a test holds the two tables equal
+    "teacher show": "phosphene.teacher:show",
+    "synthesize": "phosphene.synthesis.command:synthesize",
+    "noise": "phosphene.synthesis.noise:noise",
+    "dataset import": "phosphene.importing:import_",
+    "dataset show": "phosphene.gallery:show",
+    "dataset compare": "phosphene.gallery:compare",
+    "dataset export": "phosphene.importing:export",
+    "dataset agreement": "phosphene.agreement:agreement",
+    "search darts": "phosphene.search.command:darts",
+    "search random": "phosphene.search.command:random",
+    "arch show": "phosphene.architecture:show",
+    "train": "phosphene.train:train",
+    "evaluate": "phosphene.evaluate:evaluate",
+    "report": "phosphene.report:report",
+}
+SCALES = ("smoke", "cpu", "gpu", "paper")
+TOP = ("title", "paper", "result", "notes", "scales", "defaults", "stage", "figure")
+STAGE = ("name", "call", "with", "seeds", "cases", "scales", "priority")
+SHOWN = ("unit", "digits", "published", "source", "group")  # of a figure, carried into the recorded result as they are
+FIGURE = ("label", "stage", "key", "case", "seed", "times", "scales", *SHOWN)
+REFERENCE = re.compile(
+    r"@(?P<stage>[\w-]+)(\[(?P<which>[^\]]*)\])?"
+    r"(/(?P<file>.+)|:(?P<key>[\w.-]+)(~(?P<span>\d+)%)?)?"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call: a stage at one seed and one case."""
+
+    stage: str
+    call: str
+    axes: dict[str, Any]
+    values: dict[str, Any]  # settings, with references still to be resolved
+    priority: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the job's folder: ``student-onehot-0``."""
+        return "-".join([self.stage, *(str(value) for value in self.axes.values())])
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe at one scale."""
+
+    path: Path
+    title: str
+    result: str
+    scale: str
+    core_minutes: float
+    paper: str = ""
+    notes: tuple[str, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    figures: tuple[dict[str, Any], ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def matching(self, job: Job, reference: re.Match[str]) -> list[Job]:
+        """The jobs a reference in `job` means: as its brackets say, else of the same seed and case."""
+        found = [other for other in self.jobs if other.stage == reference["stage"]]
+        asked = [part.strip() for part in (reference["which"] or "").split(",") if part.strip()]
+        for part in asked:
+            found = [other for other in found if part in map(str, other.axes.values())]
+        for axis, value in job.axes.items():
+            same = [other for other in found if other.axes.get(axis) == value]
+            explicit = {str(other.axes.get(axis)) for other in found} & set(asked)
+            found = same if same and not explicit else found
+        return found
+
+
+def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a TOML file (or of that name in ``recipes/``) at one scale, checked as far as it can be.
+
+    Raises `RecipeError`: unknown keys, stages, scales, references, settings; each with the nearest name there is.
+    """
+    path = find(source)
+    try:
+        table = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{path} is not a recipe ({error})") from error
+    known(table, TOP, f"{path}")
+    scales = table.get("scales", {})
+    known(scales, SCALES, f"{path} [scales]")
+    if scale not in scales:
+        raise RecipeError(f"--scale {scale} is not in {path}; it has {', '.join(scales)}")
+    values = _overridden(scales[scale], overrides, f"{path} [scales.{scale}]")
+    jobs = [job for stage in table.get("stage", []) for job in _jobs(stage, scale, values, table, path)]
+    figures = [f for f in table.get("figure", []) if scale in f.get("scales", SCALES)]
+    recipe = Recipe(
+        path=path,
+        title=str(_needed(table, "title", path)),
+        result=str(_needed(table, "result", path)),
+        scale=scale,
+        core_minutes=float(_needed(values, "core_minutes", f"{path} [scales.{scale}]")),
+        paper=str(table.get("paper", "")),
+        notes=tuple(table.get("notes", ())),
+        jobs=tuple(jobs),
+        figures=tuple(figures),
+        values=values,
+    )
+    _check(recipe)
+    return recipe
+
+
+def find(source: str) -> Path:
+    """A path as it is, or a name in ``recipes/``."""
+    for path in (Path(source), Path("recipes") / f"{source}.toml"):
+        if path.is_file():
+            return path
+    there = sorted(path.stem for path in Path("recipes").glob("*.toml"))
+    raise RecipeError(f"no recipe {source}; give a TOML file{nearest(source, there)}")
+
+
+def known(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
+    """Raise `RecipeError` for the first key that is not allowed, naming the nearest one that is."""
+    allowed = list(allowed)
+    for key in table:
+        if key not in allowed:
+            raise RecipeError(f"{where}: unknown key {key!r}{nearest(key, allowed)}")
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` or, where nothing is near, the list."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names) or 'none'}"
+
+
+def function(call: str) -> Callable[..., Any]:
+    """The function behind a command name."""
+    module, name = CALLS[call].split(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _needed(table: Mapping[str, Any], key: str, where: object) -> Any:
+    if key not in table:
+        raise RecipeError(f"{where}: {key!r} is missing")
+    return table[key]
+
+
+def _overridden(values: Mapping[str, Any], overrides: Iterable[str], where: str) -> dict[str, Any]:
+    changed = dict(values)
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {override} is not NAME=VALUE")
+        known({name: text}, values, where)
+        changed[name] = text if isinstance(values[name], str) else _toml(text, override)
+    return changed
+
+
+def _toml(text: str, override: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except ValueError as error:
+        raise RecipeError(f"--set {override}: the value is not TOML ({error})") from error
+
+
+def _jobs(stage: dict[str, Any], scale: str, values: dict[str, Any], table: dict[str, Any], path: Path) -> list[Job]:
+    name = str(_needed(stage, "name", f"{path} [[stage]]"))
+    where = f"{path}, stage {name}"
+    known(stage, STAGE, where)
+    call = str(_needed(stage, "call", where))
+    known({call: None}, CALLS, where)
+    known(dict.fromkeys(stage.get("scales", ())), SCALES, where)
+    if scale not in stage.get("scales", SCALES):
+        return []
+    given = {**table.get("defaults", {}).get(call, {}), **stage.get("with", {})}
+    jobs = []
+    for axes, own in _axes(stage, values, where):
+        filled = {key: _fill(value, {**values, **axes}, where) for key, value in {**given, **own}.items()}
+        jobs.append(Job(name, call, axes, filled, int(stage.get("priority", 0))))
+    return jobs
+
+
+def _axes(stage: dict[str, Any], values: dict[str, Any], where: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every (case, seed) of a stage, with the settings of its own that the case brings."""
+    cases = stage.get("cases", {})
+    cases = {case: {} for case in cases} if isinstance(cases, list) else cases
+    seeds = _fill(stage.get("seeds", []), values, where)
+    if not isinstance(seeds, list):
+        raise RecipeError(f"{where}: seeds must be a list of whole numbers, not {seeds!r}")
+    found = []
+    for case, own in cases.items() or [(None, {})]:
+        for seed in seeds or [None]:
+            axes = {"case": case, "seed": seed}
+            found.append(({name: value for name, value in axes.items() if value is not None}, own))
+    return found
+
+
+def _fill(value: Any, names: Mapping[str, Any], where: str) -> Any:
+    """`value` with ``{name}`` filled in (keeping the type where it is the whole string) and ``$NAME`` read."""
+    if isinstance(value, list):
+        return [_fill(item, names, where) for item in value]
+    if not isinstance(value, str):
+        return value
+    whole = re.fullmatch(r"\{(\w+)\}", value)
+    for name in re.findall(r"\{(\w+)\}", value):
+        known({name: None}, names, f"{where}, {value!r}")
+    if whole:
+        return _fill(names[whole[1]], {}, where)
+    return re.sub(r"\{(\w+)\}", lambda m: str(names[m[1]]), value)
+
+
+def environment(value: str, where: str) -> str:
+    """`value` with every ``$NAME`` replaced; raises `RecipeError` where one is not set."""
+
+    def look_up(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise RecipeError(f"{where}: {value!r} needs the environment variable {found[1]}, which is not set")
+        return os.environ[found[1]]
+
+    return re.sub(r"\$([A-Z][A-Z0-9_]*)", look_up, value)
+
+
+def strings(value: Any) -> list[str]:
+    """The strings of a setting: itself, or those in a list."""
+    return [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+
+
+def _check(recipe: Recipe) -> None:
+    """Everything that can be wrong before the first stage runs."""
+    names = [job.name for job in recipe.jobs]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{recipe.path}: two stages are called {name}")
+    for index, job in enumerate(recipe.jobs):
+        _check_references(recipe, job, index)
+        _check_settings(recipe, job)
+    for figure in recipe.figures:
+        known(figure, FIGURE, f"{recipe.path} [[figure]] {figure.get('label', '')}")
+        stages = list(dict.fromkeys(job.stage for job in recipe.jobs))
+        known({_needed(figure, "stage", recipe.path): None}, stages, f"{recipe.path} [[figure]] {figure.get('label')}")
+        for key in ("label", "key"):
+            _needed(figure, key, f"{recipe.path} [[figure]]")
+
+
+def _check_references(recipe: Recipe, job: Job, index: int) -> None:
+    where = f"{recipe.path}, stage {job.name}"
+    for key, value in job.values.items():
+        for text in strings(value):
+            environment(text, f"{where}, {key}")
+            reference = REFERENCE.fullmatch(text)
+            if reference is None:
+                continue
+            earlier = list(dict.fromkeys(other.stage for other in recipe.jobs[:index] if other.stage != job.stage))
+            known({reference["stage"]: None}, earlier, f"{where}, {key} = {text!r}, no such earlier stage")
+            found = recipe.matching(job, reference)
+            if not found or (len(found) > 1 and not isinstance(value, list)):
+                names = ", ".join(o.name for o in found) or "none of " + reference["stage"]
+                raise RecipeError(f"{where}: {key} = {text!r} means {names}; say which, as @stage[case,seed]")
+
+
+def _check_settings(recipe: Recipe, job: Job) -> None:
+    """The settings against the command's signature; values that refer to other jobs are known only later."""
+    where = f"{recipe.path}, stage {job.name} ({job.call})"
+    declared = {setting.name: setting for setting in settings(function(job.call))}
+    known(job.values, declared, where)
+    for name, setting in declared.items():
+        value = job.values.get(name)
+        if setting.required and name not in job.values:
+            raise RecipeError(f"{where}: {name!r} is missing ({setting.help})")
+        if name in job.values and not any(REFERENCE.fullmatch(text) for text in strings(value)):
+            try:
+                setting.check(value)
+            except SettingsError as error:
+                raise RecipeError(f"{where}: {error}") from error
+
+
+def digest_source(job: Job) -> str:
+    """What a job is, as text: another text is another job."""
+    return json.dumps({"call": job.call, "values": job.values, "axes": job.axes}, sort_keys=True)

@@ -1,0 +1,329 @@
+"""Recipes: strict about keys before anything runs, fanned out, resumable as a whole, and their figures recorded."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+
+from phosphene import cli, recipe, results, stages
+from phosphene.errors import RecipeError, RunError, SettingsError
+
+ROOT = Path(__file__).resolve().parents[1]
+CALLED: list[tuple[str, dict]] = []
+BREAKS: set[str] = set()
+
+
+def make(
+    source: Annotated[str, "what to make it of"],
+    *,
+    amount: Annotated[int, "how much"] = 1,
+    style: Annotated[Literal["plain", "fancy"], "how"] = "plain",
+    out: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+):
+    """Make a thing.
+
+    Example:
+        phosphene make flour
+    """
+    CALLED.append(("make", {"source": source, "amount": amount, "style": style, "out": out, "seed": seed}))
+    if out is not None and out.name in BREAKS:
+        raise RunError("it broke")
+    return {"weight": amount * 10 + seed, "inner": {"x": 0.5}}
+
+
+def taste(thing: Annotated[str, "a folder"], *, limit: str = "", extra: list[str] | None = None):
+    """Taste it.
+
+    Example:
+        phosphene taste thing
+    """
+    CALLED.append(("taste", {"thing": thing, "limit": limit, "extra": extra}))
+    return {"score": len(CALLED) / 10}
+
+
+@pytest.fixture(autouse=True)
+def fake_commands(monkeypatch):
+    CALLED.clear()
+    monkeypatch.setattr(stages, "CALLS", {"make": f"{__name__}:make", "taste": f"{__name__}:taste"})
+
+
+GOOD = """
+title = "Bread"
+result = "bread"
+paper = "Baker, 1901"
+notes = ["salted"]
+[scales.smoke]
+core_minutes = 2
+amount = 3
+seeds = [0, 1]
+flour = "rye"
+[scales.cpu]
+core_minutes = 20
+amount = 30
+seeds = [0, 1, 2]
+flour = "$FLOUR"
+[defaults.make]
+amount = "{amount}"
+[[stage]]
+name = "dough"
+call = "make"
+with = { source = "{flour} flour" }
+seeds = "{seeds}"
+cases.plain = {}
+cases.rich = { style = "fancy" }
+[[stage]]
+name = "bite"
+call = "taste"
+with = { thing = "@dough", limit = "@dough:weight~10%" }
+seeds = "{seeds}"
+cases = ["plain", "rich"]
+[[stage]]
+name = "feast"
+call = "taste"
+with = { thing = "@dough[rich,1]/crust", extra = ["@dough", "salt"] }
+[[stage]]
+name = "banquet"
+call = "taste"
+scales = ["cpu"]
+with = { thing = "@dough[rich,2]" }
+[[figure]]
+label = "weight"
+stage = "dough"
+key = "weight"
+unit = "g"
+published = 40
+[[figure]]
+label = "inside of {case}"
+stage = "dough"
+case = "rich"
+key = "inner.x"
+times = 100
+unit = "%"
+group = "Crumb"
+"""
+
+
+def write(tmp_path, text=GOOD, name="bread"):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_runs_every_stage_with_its_settings(tmp_path):
+    done = recipe.run(write(tmp_path), out=tmp_path / "o")
+    doughs = [kw for call, kw in CALLED if call == "make"]
+    assert [(d["source"], d["amount"], d["style"], d["seed"], d["out"].name) for d in doughs] == [
+        ("rye flour", 3, "plain", 0, "dough-plain-0"),
+        ("rye flour", 3, "fancy", 0, "dough-rich-0"),
+        ("rye flour", 3, "plain", 1, "dough-plain-1"),
+        ("rye flour", 3, "fancy", 1, "dough-rich-1"),
+    ]
+    tastes = [kw for call, kw in CALLED if call == "taste"]
+    assert tastes[0] == {"thing": str(tmp_path / "o" / "dough-plain-0"), "limit": "27..33", "extra": None}
+    feast = next(t for t in tastes if t["extra"])
+    assert feast["thing"] == str(tmp_path / "o" / "dough-rich-1" / "crust")
+    assert [Path(p).name for p in feast["extra"]] == [*(d["out"].name for d in sorted_by_recipe(doughs)), "salt"]
+    assert done["jobs"] == 9 and done["missing"] == []
+
+
+def sorted_by_recipe(doughs):
+    """As the recipe lists them: by case, then seed."""
+    return sorted(doughs, key=lambda d: (d["style"] != "plain", d["seed"]))
+
+
+def test_one_seed_is_complete_before_the_next_begins(tmp_path):
+    recipe.run(write(tmp_path), out=tmp_path / "o")
+    order = [kw["out"].name if call == "make" else Path(kw["thing"]).name for call, kw in CALLED]
+    last_of_first = max(i for i, name in enumerate(order) if name.endswith("-0"))
+    assert all(not name.endswith("-1") or i > last_of_first for i, name in enumerate(order))
+
+
+def test_priority_and_seed_decide_among_what_is_ready(tmp_path):
+    text = GOOD + '[[stage]]\nname = "first"\ncall = "taste"\npriority = -1\nwith = { thing = "x" }\n'
+    plan = stages.read(write(tmp_path, text), "smoke")
+    assert recipe.in_order(plan, None)[0].stage == "first"
+
+
+def test_figures_are_collected_over_seeds(tmp_path):
+    done = recipe.run(write(tmp_path), out=tmp_path / "o")
+    by_label = {f["label"]: f for f in done["figures"]}
+    assert by_label["weight: plain"]["values"] == {"0": 30.0, "1": 31.0}
+    assert by_label["weight: plain"]["mean"] == 30.5
+    assert by_label["weight: plain"]["sd"] == pytest.approx(0.5**0.5)
+    assert by_label["inside of rich"]["mean"] == 50 and "inside of plain" not in by_label
+
+
+def test_finished_stages_are_not_repeated(tmp_path, capsys):
+    source = write(tmp_path)
+    first = recipe.run(source, out=tmp_path / "o")
+    CALLED.clear()
+    assert recipe.run(source, out=tmp_path / "o")["figures"] == first["figures"]
+    assert CALLED == []
+    assert "dough-plain-0 is finished" in capsys.readouterr().err
+
+
+def test_goes_on_where_it_broke(tmp_path, monkeypatch):
+    source = write(tmp_path)
+    monkeypatch.setattr(f"{__name__}.BREAKS", {"dough-rich-0"})
+    with pytest.raises(RunError, match="it broke"):
+        recipe.run(source, out=tmp_path / "o")
+    assert [kw["out"].name for call, kw in CALLED if call == "make"] == ["dough-plain-0", "dough-rich-0"]
+    CALLED.clear()
+    monkeypatch.setattr(f"{__name__}.BREAKS", set())
+    recipe.run(source, out=tmp_path / "o")
+    made = [kw["out"].name for call, kw in CALLED if call == "make"]
+    assert "dough-plain-0" not in made and made.count("dough-rich-0") == 1
+
+
+def test_a_changed_recipe_does_not_take_old_results_for_new_ones(tmp_path):
+    recipe.run(write(tmp_path), out=tmp_path / "o")
+    with pytest.raises(RecipeError, match="other settings"):
+        recipe.run(write(tmp_path, GOOD.replace("amount = 3\n", "amount = 4\n")), out=tmp_path / "o")
+
+
+def test_what_builds_on_a_changed_stage_is_changed_too(tmp_path):
+    texts = (GOOD, GOOD.replace("amount = 3\n", "amount = 4\n"))
+    before, after = (stages.read(write(tmp_path, text), "smoke") for text in texts)
+    jobs = [{job.name: recipe._digest(plan, job) for job in plan.jobs} for plan in (before, after)]
+    assert all(jobs[0][name] != jobs[1][name] for name in jobs[0])
+
+
+def test_only_takes_what_it_needs_along(tmp_path):
+    plan = stages.read(write(tmp_path), "smoke")
+    doughs = {f"dough-{case}-{seed}" for case in ("plain", "rich") for seed in (0, 1)}
+    assert {job.name for job in recipe.in_order(plan, ["feast"])} == doughs | {"feast"}
+    with pytest.raises(RecipeError, match="did you mean 'feast'"):
+        recipe.in_order(plan, ["feats"])
+
+
+def test_estimate_runs_nothing(tmp_path):
+    found = recipe.run(write(tmp_path), out=tmp_path / "o", estimate=True)
+    assert found["core_minutes"] == 2 and found["finished"] == 0 and found["minutes_left"] > 0
+    assert CALLED == [] and not (tmp_path / "o").exists()
+
+
+def test_scale_values_from_the_environment_and_by_flag(tmp_path, monkeypatch):
+    with pytest.raises(RecipeError, match="FLOUR, which is not set"):
+        recipe.run(write(tmp_path), scale="cpu", out=tmp_path / "o")
+    assert CALLED == []
+    monkeypatch.setenv("FLOUR", "spelt")
+    recipe.run(write(tmp_path), scale="cpu", out=tmp_path / "o", set=["amount=7", "seeds=[0, 1, 2]"])
+    assert CALLED[0][1]["source"] == "spelt flour" and CALLED[0][1]["amount"] == 7
+    assert any(Path(kw["thing"]).name == "dough-rich-2" for call, kw in CALLED if call == "taste")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[defaults.make]\namount", "[defaults.make]\namuont", "'amuont'; did you mean 'amount'"),
+        ('name = "bite"\ncall', 'name = "bite"\nclal', "'clal'; did you mean 'call'"),
+        ('call = "taste"', 'call = "tase"', "'tase'; did you mean 'taste'"),
+        ('title = "Bread"', 'titel = "Bread"', "'titel'; did you mean 'title'"),
+        ("[scales.smoke]", "[scales.smok]", "'smok'; did you mean 'smoke'"),
+        ('"fancy" }', '"fanci" }', "--style fanci is not one of plain, fancy"),
+        ('thing = "@dough"', 'thing = "@doug"', "'doug'; did you mean 'dough'"),
+        ('thing = "@dough[rich,1]/crust"', 'thing = "@dough/crust"', "say which"),
+        ('"{flour} flour"', '"{flou} flour"', "'flou'; did you mean 'flour'"),
+        ("amount = 3", 'amount = "three"', "--amount 'three' is not a int"),
+        ('with = { source = "{flour} flour" }', "with = {}", "'source' is missing"),
+        ('stage = "dough"\nkey', 'stage = "dogh"\nkey', "'dogh'; did you mean 'dough'"),
+        ('published = 40', 'publishd = 40', "'publishd'; did you mean 'published'"),
+        ('seeds = "{seeds}"', "seeds = 3", "seeds must be a list"),
+        ("core_minutes = 2\n", "", "'core_minutes' is missing"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_found_before_anything_runs(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(RecipeError) as caught:
+        recipe.run(write(tmp_path, GOOD.replace(old, new, 1)), out=tmp_path / "o")
+    assert message in str(caught.value)
+    assert CALLED == [] and not (tmp_path / "o").exists()
+
+
+def test_a_forward_reference_is_a_mistake(tmp_path):
+    text = GOOD.replace('source = "{flour} flour"', 'source = "@bite"')
+    with pytest.raises(RecipeError, match="no such earlier stage"):
+        recipe.run(write(tmp_path, text))
+
+
+WRONG = [("amount", "NAME=VALUE"), ("amuont=3", "'amount'"), ("amount=x y", "TOML")]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_wrong_overrides(tmp_path, override, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.run(write(tmp_path), set=[override])
+
+
+def test_no_such_recipe():
+    with pytest.raises(RecipeError, match="no recipe cake"):
+        recipe.run("cake")
+
+
+def test_recorded_results_and_their_page(tmp_path):
+    source, folder = write(tmp_path), tmp_path / "docs" / "results"
+    recipe.run(source, out=tmp_path / "o", record=True, results_dir=folder, set=["flour=wheat"])
+    record = json.loads((folder / "bread-smoke.json").read_text())
+    assert record["seeds"] == [0, 1] and record["command"].endswith("--scale smoke --set flour=wheat --record")
+    assert record["machine"]["cores"] >= 1 and record["notes"] == ["salted"]
+    page = (tmp_path / "docs" / "results.md").read_text()
+    assert page == results.render(results.load(folder))
+    assert "| weight: plain | 30.50 ± 0.71 g (2) | 40 |" in page and "| Crumb | measured | published |" in page
+    assert results.results(folder, check=True)["results"] == 1
+    (tmp_path / "docs" / "results.md").write_text(page + "x")
+    with pytest.raises(SettingsError, match="phosphene results"):
+        results.results(folder, check=True)
+
+
+def test_figures_not_measured_are_named(tmp_path):
+    source = write(tmp_path)
+    done = recipe.run(source, out=tmp_path / "o", only=["dough"])
+    assert done["missing"] == []
+    (tmp_path / "o" / "dough-rich-0.json").unlink()
+    (tmp_path / "o" / "dough-rich-1.json").unlink()
+    found, missing = recipe.figures(stages.read(source, "smoke"), tmp_path / "o")
+    assert missing == ["weight: rich", "inside of rich"] and [f["label"] for f in found] == ["weight: plain"]
+
+
+def test_a_damaged_recorded_result_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(SettingsError, match=r"x\.json lacks result"):
+        results.load(tmp_path)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(SettingsError, match="not a recorded result"):
+        results.load(tmp_path)
+
+
+def test_the_page_of_this_checkout_is_what_its_results_say():
+    folder = ROOT / "docs" / "results"
+    assert (ROOT / "docs" / "results.md").read_text() == results.render(results.load(folder))
+
+
+class TestShipped:
+    """The recipes of this checkout, against the real commands."""
+
+    @pytest.fixture(autouse=True)
+    def real_commands(self, fake_commands, monkeypatch):
+        monkeypatch.undo()
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("PHOSPHENE_DATA", "data")
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+    @pytest.mark.parametrize("scale", stages.SCALES)
+    def test_is_right_at_every_scale_it_has(self, path, scale):
+        try:
+            plan = stages.read(str(path), scale)
+        except RecipeError as error:
+            if f"--scale {scale} is not in" not in str(error):
+                raise
+            pytest.skip(f"{path.stem} has no scale {scale}")
+        assert plan.core_minutes > 0 and plan.jobs and plan.figures
+        assert len(recipe.in_order(plan, None)) == len(plan.jobs)
+
+    def test_stages_may_call_what_the_command_line_has(self):
+        not_stages = {"run", "results", "demo"}
+        commands = {name: where for name, (where, _) in cli.COMMANDS.items() if name not in not_stages}
+        assert commands == stages.CALLS
