@@ -11,10 +11,11 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"core", "errors", "__version__"},
     {"hardware", "settings", "checkpoint", "progress", "tables"},
     {"run"},
-    {"models", "objectives", "augment", "weights"},
+    {"models", "objectives", "augment", "weights", "prices"},
     {"costs", "spaces", "dataset"},
+    {"sources"},
     {"teacher"},
-    {"sources", "importing", "gallery", "architecture"},
+    {"importing", "gallery", "architecture"},
     {"synthesis", "bilevel", "scoring", "proxies", "published"},
     {"search", "train"},
     {"evaluate", "agreement"},
@@ -28,7 +29,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-WITHIN = {("core", "errors"), ("importing", "sources")}  # inside one layer
+WITHIN = {("core", "errors")}  # inside one layer
 SHARED = {  # files which the others of their package may import; beside them a name may be split: darts, darts_supernet
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype"},
     "models": {"cifar_resnet"},
