@@ -1,1 +1,108 @@
-"""Search spaces: each file is one, with its supernet, its networks and its published architectures."""
+"""Search spaces: plain tables of spaces and of published architectures, and what a text or a file names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..core import Architecture, SearchSpace
+from ..errors import ArchitectureError
+from . import genotype
+from .darts import DartsSpace
+from .fixed import FixedSpace
+
+__all__ = ["NAMED", "SPACES", "architecture", "published", "space"]
+
+SPACES: dict[str, Callable[..., SearchSpace]] = {"darts": DartsSpace, "fixed": FixedSpace}
+"""name -> space; the other keys of a spec are its arguments"""
+
+
+def space(spec: dict[str, Any]) -> SearchSpace:
+    """The space of a spec, as `Architecture.space` keeps it.
+
+    Raises:
+        ArchitectureError: the spec names no space, or has settings that its space does not take.
+    """
+    settings = dict(spec)
+    name = settings.pop("name", None)
+    if name not in SPACES:
+        raise ArchitectureError(f"no space is called {name!r}; there are: {', '.join(SPACES)}")
+    try:
+        return SPACES[name](**settings)
+    except (TypeError, ValueError) as error:
+        raise ArchitectureError(f"a {name} space cannot be made of {settings}: {error}") from error
+
+
+def published(stem: str) -> dict[str, int]:
+    """Channels and cells of the published final networks of the DARTS space (DARTS §3.2-3.3)."""
+    return {"channels": 48, "cells": 14} if stem == "imagenet" else {"channels": 36, "cells": 20}
+
+
+def _darts(text: str, *, classes: int, shape: Sequence[int], **settings: Any) -> Architecture:
+    """The final network of a genotype, at its published setting where `settings` do not say otherwise."""
+    found = genotype.parse(text)
+    stem = DartsSpace(shape=shape, stem=settings.pop("stem", None) or "auto").spec["stem"]
+    made = DartsSpace(
+        **{**published(stem), **settings, "nodes": found.nodes, "stem": stem, "shape": shape, "classes": classes}
+    )
+    return Architecture(made.spec, made.choices(found))
+
+
+NAMED: dict[str, Callable[..., Architecture]] = {
+    "darts-v1": partial(_darts, genotype.PUBLISHED["darts-v1"]),
+    "darts-v2": partial(_darts, genotype.PUBLISHED["darts-v2"]),
+    "sgas-cri1": partial(_darts, genotype.PUBLISHED["sgas-cri1"], auxiliary_norm=True),
+}
+"""published name -> factory(classes=, shape=, **settings of the space)"""
+
+
+def architecture(
+    text: str | Path | Architecture, *, classes: int | None = None, shape: Sequence[int] | None = None, **settings: Any
+) -> Architecture:
+    """What `text` names: a published architecture, a genotype's text, a model, an arch.json or a run folder.
+
+    `classes`, `shape` and the settings of the space that are not None replace those of a file; a name has 10 classes,
+    inputs of (3, 32, 32) and its published channels and cells where they are None.
+
+    Raises:
+        ArchitectureError: there is no such architecture, or it does not take these settings.
+    """
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if isinstance(text, Architecture):
+        return _changed(text, classes, shape, settings)
+    name = str(text).strip()
+    here = {"classes": 10 if classes is None else classes, "shape": (3, 32, 32) if shape is None else tuple(shape)}
+    if name in NAMED:
+        return NAMED[name](**here, **settings)
+    if name.startswith("Genotype("):
+        return _darts(name, **here, **settings)
+    from ..models import MODELS
+
+    if name in MODELS:
+        return Architecture(space({"name": "fixed", "model": name, **here, **settings}).spec, {})
+    path = Path(name)
+    if path.is_dir():
+        path = path / "arch.json"
+    if not path.is_file():
+        known = ", ".join([*NAMED, *MODELS])
+        raise ArchitectureError(f"{name!r} is no file, no run folder with an arch.json and no name; names: {known}")
+    return _changed(Architecture.load(path), classes, shape, settings)
+
+
+def _changed(
+    found: Architecture, classes: int | None, shape: Sequence[int] | None, settings: dict[str, Any]
+) -> Architecture:
+    """The same choices in a space with other settings, checked by building nothing."""
+    spec = {**found.space, **settings}
+    if classes is not None:
+        spec["classes"] = classes
+    if shape is not None:
+        spec["shape"] = list(shape)
+        if "stem" not in settings and "stem" in spec and list(shape) != list(found.space.get("shape", shape)):
+            spec["stem"] = "auto"
+    made = space(spec)
+    if isinstance(made, DartsSpace):
+        made.check(found.choices)
+    return Architecture(made.spec, found.choices)

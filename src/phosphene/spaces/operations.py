@@ -38,7 +38,7 @@ class Zero(nn.Module):
 
 
 class Pool(nn.Module):
-    """A 3x3 pool, ``kind`` "max" or "avg" (padding not counted); `norm` appends the super-net's affine-free BatchNorm."""
+    """A 3x3 pool, ``kind`` "max" or "avg" (padding not counted); `norm` adds the super-net's affine-free BatchNorm."""
 
     def __init__(self, kind: str, channels: int, stride: int = 1, norm: bool = False) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class FactorizedReduce(nn.Module):
 
 
 def operation(name: str, channels: int, stride: int = 1, affine: bool = True, pool_norm: bool = False) -> nn.Module:
-    """The operation of one edge; `affine` False and `pool_norm` True are the super-net's, the defaults the final network's."""
+    """The operation of one edge; the super-net sets `affine` False and `pool_norm` True."""
     match name.split("_"):
         case ["none"]:
             return Zero(stride)

@@ -25,7 +25,7 @@ def reductions(cells: int, stem: str, shape: tuple[int, ...]) -> tuple[int, ...]
     if small < 8:
         raise ArchitectureError(f"an input of {shape[1]}x{shape[2]} is too small for reduction cells; use 8x8 or more")
     if cells <= count:
-        raise ArchitectureError(f"--cells {cells} leaves no normal cell beside {count} reducing; use {count + 1} or more")
+        raise ArchitectureError(f"--cells {cells}: no normal cell beside {count} reducing; give {count + 1} or more")
     return (cells // 3, 2 * cells // 3) if count == 2 else (cells // 2,)
 
 
@@ -97,14 +97,14 @@ class AuxiliaryHead(nn.Sequential):
     """A second classifier at two thirds of the depth, for training only.
 
     The published windows, 5x5 at 8x8 (CIFAR) and at 7x7 (ImageNet), both leave 2x2; elsewhere an adaptive pool does.
-    The published ImageNet head lacks the second BatchNorm, and so does this one.
+    DARTS's ImageNet head lacks the second BatchNorm; `norm` adds it, as SGAS does.
     """
 
-    def __init__(self, channels: int, classes: int, size: tuple[int, int], stem: str) -> None:
+    def __init__(self, channels: int, classes: int, size: tuple[int, int], stem: str, norm: bool = False) -> None:
         strides = {("cifar", (8, 8)): 3, ("imagenet", (7, 7)): 2}
         stride = strides.get((stem, size))
         pool = nn.AvgPool2d(5, stride, count_include_pad=False) if stride else nn.AdaptiveAvgPool2d(2)
-        norm = () if stem == "imagenet" else (nn.BatchNorm2d(768),)
+        last = (nn.BatchNorm2d(768),) if norm or stem != "imagenet" else ()
         super().__init__(
             nn.ReLU(),
             pool,
@@ -112,7 +112,7 @@ class AuxiliaryHead(nn.Sequential):
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            *norm,
+            *last,
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(768, classes),

@@ -1,0 +1,53 @@
+"""How the options of one decision are run and mixed under a gate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from ..core import Gate, Paths
+from ..errors import ArchitectureError
+
+
+def terms(gate: Gate, options: int) -> list[tuple[int, Tensor | None]]:
+    """(option, weight) for every option that a gate asks to compute; the weight of an int gate is None, meaning 1.
+
+    Raises:
+        ArchitectureError: the gate names an option that does not exist, or has not one weight for each option.
+    """
+    if isinstance(gate, Paths):
+        asked = [(option, gate.weight[k]) for k, option in enumerate(gate.index)]
+    elif isinstance(gate, Tensor) and gate.dim():
+        if gate.shape != (options,):
+            raise ArchitectureError(f"a gate of shape {tuple(gate.shape)} cannot mix {options} options")
+        asked = [(option, weight) for option, weight in enumerate(gate.unbind())]
+    else:
+        return [(_known(int(gate), options), None)]
+    return [(_known(option, options), weight) for option, weight in asked]
+
+
+def _known(option: int, options: int) -> int:
+    if not 0 <= option < options:
+        raise ArchitectureError(f"a gate names option {option} of a decision with {options}; give 0 to {options - 1}")
+    return option
+
+
+class Choice(nn.Module):
+    """Candidates of one input and one output shape; ``forward(x, gate)`` runs what the gate asks for.
+
+    An int runs that option alone. A Tensor ``(options,)`` runs all and sums them by its weights. `Paths` run only
+    their options, each of them even at weight 0, for a gradient with respect to that weight.
+    """
+
+    def __init__(self, options: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.options = nn.ModuleList(options)
+
+    def forward(self, x: Tensor, gate: Gate) -> Tensor:
+        parts = [
+            self.options[option](x) if weight is None else weight * self.options[option](x)
+            for option, weight in terms(gate, len(self.options))
+        ]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
