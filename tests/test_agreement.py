@@ -39,7 +39,7 @@ def images(*tops, size=4, **fields):
 
 def test_agreement_is_the_share_of_labels_the_judge_confirms(judge):
     data = images(True, True, False, False, labels=[0, 1, 1, 1], classes=2, class_names=["top", "bottom"])
-    found = agreement(judge, data=data, device="cpu", precision="fp32")
+    found = agreement(data, judge, device="cpu", precision="fp32")
     assert found["agreement"] == 0.75
     assert found["classes"] == {"top": 1.0, "bottom": pytest.approx(2 / 3)}
     assert found["confidence"] == pytest.approx(1, abs=1e-6) and found["judge_entropy"] == pytest.approx(0, abs=1e-6)
@@ -49,20 +49,20 @@ def test_agreement_is_the_share_of_labels_the_judge_confirms(judge):
 def test_entropy_of_the_stored_rows(judge):
     data = images(True, False, logits=torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]), classes=2)
     expected = (-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) + math.log(2)) / 2
-    assert agreement(judge, data=data, device="cpu")["entropy"] == pytest.approx(expected, abs=1e-3)
+    assert agreement(data, judge, device="cpu")["entropy"] == pytest.approx(expected, abs=1e-3)
     assert entropy(torch.full((3, 10), 0.1)) == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize("view", ["centre", "corners"])
 def test_larger_canvases_are_judged_on_regions(judge, view):
-    found = agreement(judge, data=images(True, False, size=6, labels=[0, 1], classes=2), view=view, device="cpu")
+    found = agreement(images(True, False, size=6, labels=[0, 1], classes=2), judge, view=view, device="cpu")
     assert found["agreement"] == 1.0
 
 
 def test_what_does_not_fit_is_refused(judge):
     with pytest.raises(DatasetError, match="3 classes"):
-        agreement(judge, data=images(True, labels=[0], classes=3))
+        agreement(images(True, labels=[0], classes=3), judge)
     with pytest.raises(DatasetError, match="takes"):
-        agreement(judge, data=images(True, size=2, labels=[0], classes=2))
+        agreement(images(True, size=2, labels=[0], classes=2), judge)
     with pytest.raises(SettingsError, match="--view all"):
-        agreement(judge, data=images(True, labels=[0], classes=2), view="all")
+        agreement(images(True, labels=[0], classes=2), judge, view="all")

@@ -16,9 +16,9 @@ from .teacher import Teacher, load
 
 
 def agreement(
+    data: Annotated[ImageDataset | str, "the data set to judge"],
     judge: Annotated[Teacher | nn.Module | str, "the network that judges: best one that was never asked before"],
     *,
-    data: Annotated[ImageDataset | str, "the data set to judge"],
     checkpoint: Annotated[Path | None, "the judge's weights"] = None,
     view: Annotated[Literal["centre", "corners"], "of larger images: one crop, or the mean of five"] = "centre",
     batch: Annotated[int, "images at once"] = 500,
@@ -30,7 +30,7 @@ def agreement(
     A network agrees with images made from itself whatever they show; another one says a little about what is in them.
 
     Example:
-        phosphene dataset agreement cifar-resnet56 --checkpoint resnet56.th --data d
+        phosphene dataset agreement d cifar-resnet56 --checkpoint resnet56.th
 
     Returns `agreement` and `confidence` (of the judge, mean of its largest probability) in [0, 1], `judge_entropy` and
     `entropy` (of the set's own rows) in nats, and `classes`, the agreement within each class.
