@@ -385,6 +385,22 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             self._images, self._labels, self._logits = opened._images, opened._labels, opened._logits
             self.seeds = opened.seeds
 
+    def summary(self) -> dict[str, Any]:
+        """What the command line prints of a data set it made."""
+        mean, std = self.normalisation
+        return {
+            "path": None if self.path is None else str(self.path),
+            "name": self.card.name,
+            "origin": self.card.origin,
+            "images": len(self),
+            "shape": list(self.card.shape),
+            "classes": self.card.classes,
+            "targets": "logits" if self.soft else "labels" if self._labels is not None else "none",
+            "mean": [round(x, 4) for x in mean.tolist()],
+            "std": [round(x, 4) for x in std.tolist()],
+            "fingerprint": self.fingerprint,
+        }
+
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.card.shape))
         facts = f"{self.card.origin}, {len(self)} x {shape}, {self.card.classes} classes"
