@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,8 +23,9 @@ from .sources import SOURCES, Source, find, read_network
 from .weights import digest, fit, head, stem
 from .weights import read as read_weights
 
-__all__ = ["Teacher", "load", "read_names", "read_network", "read_size", "show"]
+__all__ = ["Teacher", "load", "open_test", "outputs", "read_names", "read_network", "read_size", "show"]
 
+NPZ = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
 Numbers = str | float | Sequence[float] | None
 
 
@@ -145,13 +147,13 @@ def _settle(
     if min(stds) <= 0:
         raise TeacherError(f"--std {stds}: every value must be above 0")
     shape = (planes, *side)
-    outputs = _try(net, shape, source.name)
-    if classes is not None and classes != outputs:
-        raise TeacherError(f"--classes {classes}: {source.name} has {outputs} outputs; leave the flag out")
-    names = read_names(class_names, outputs)
-    if names is None and source.class_names is not None and len(source.class_names) == outputs:
+    count = outputs(net, shape, source.name)
+    if classes is not None and classes != count:
+        raise TeacherError(f"--classes {classes}: {source.name} has {count} outputs; leave the flag out")
+    names = read_names(class_names, count)
+    if names is None and source.class_names is not None and len(source.class_names) == count:
         names = source.class_names
-    return Teacher(net, means, stds, shape, outputs, names, source.name, digest(net, means, stds))
+    return Teacher(net, means, stds, shape, count, names, source.name, digest(net, means, stds))
 
 
 def read_size(size: str | int | Sequence[int]) -> tuple[int, int]:
@@ -196,8 +198,8 @@ def read_names(given: str | Path | Sequence[str] | None, classes: int) -> tuple[
     return tuple(given)
 
 
-def _try(net: nn.Module, shape: tuple[int, int, int], name: str) -> int:
-    """The number of logits for one grey image; a network that fails on it is not a classifier of such images."""
+def outputs(net: nn.Module, shape: Sequence[int], name: str) -> int:
+    """The number of logits; raises `TeacherError` where the network fails on one image, or is no classifier."""
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad():
@@ -224,7 +226,7 @@ def show(
     class_names: Annotated[str | None, "names with commas between, or a file of one a line"] = None,
     batch: Annotated[int, "images at once"] = 500,
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
-    precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "fp32",
 ) -> dict[str, Any]:
     """Load a trained network and say what it is: input, classes, size, BatchNorm layers, accuracy on real data.
 
@@ -257,7 +259,7 @@ def show(
         found["note"] = "no BatchNorm statistics to match: synthesize with --bn-weight 0"
     if test is not None:
         machine = decide_machine(device, precision)
-        found |= {"test": str(test)} | accuracy(loaded, ImageDataset.open(test), machine, batch)
+        found |= {"test": str(test)} | accuracy(loaded, open_test(test), machine, batch)
     return found
 
 
@@ -277,3 +279,29 @@ def accuracy(teacher: Teacher, data: ImageDataset, machine: Machine | None = Non
         guesses = teacher.logits(data.pixels(index), machine, batch).argmax(1)
         right += int((guesses.numpy() == data.labels[index.numpy()]).sum())
     return {"accuracy": round(100 * right / len(data), 4), "images": len(data)}
+
+
+def open_test(data: str | Path) -> ImageDataset:
+    """A data set folder, or an .npz with `x_test` and `y_test` (or `test_images` and `test_labels`, or `images` and
+    `labels`): uint8, ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
+
+    Raises:
+        DatasetError: it is neither.
+    """
+    path = Path(data)
+    if path.suffix != ".npz":
+        return ImageDataset.open(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = next((pair for pair in NPZ if pair[0] in arrays and pair[1] in arrays), None)
+            if found is None:
+                expected = ", ".join(" and ".join(pair) for pair in NPZ)
+                raise DatasetError(f"{path} has {', '.join(arrays)}; one of these pairs is needed: {expected}")
+            images, labels = arrays[found[0]], arrays[found[1]].reshape(-1)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read ({error})") from error
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[1] not in (1, 3):
+        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return ImageDataset.from_arrays(images, labels=labels, name=path.stem, origin="real")

@@ -1,0 +1,170 @@
+"""What a trained network is worth on test data: accuracy, per class, calibration, confusion."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import costs
+from . import teacher as teachers
+from .dataset import ImageDataset
+from .errors import DatasetError, SettingsError
+from .hardware import machine as decide_machine
+from .run import Run
+from .teacher import Teacher, open_test
+from .train import Trained
+
+__all__ = ["calibration_error", "confusion", "evaluate", "measures", "topk"]
+
+BINS = 15
+
+
+def evaluate(
+    run: Annotated[
+        Trained | Teacher | nn.Module | str | Path, "a run folder of `phosphene train`, or any trained network"
+    ],
+    *,
+    data: Annotated[ImageDataset | str | Path | None, "test data: a data set with labels, or an .npz"] = None,
+    batch: Annotated[int, "images at once"] = 500,
+    checkpoint: Annotated[Path | None, "weights, where `run` is a network's name"] = None,
+    mean: Annotated[str | None, "mean of pixels in [0, 1], where it is unknown or contradicted"] = None,
+    std: Annotated[str | None, "their standard deviation, likewise"] = None,
+    out: Annotated[Path | None, "run folder of the evaluation"] = None,
+    device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "fp32",
+    estimate: Annotated[bool, "only say what it would cost"] = False,
+) -> dict[str, Any]:
+    """Measure a trained network on test data: top-1, top-5, each class, calibration, confusion.
+
+    Example:
+        phosphene evaluate student --data test
+
+    Accuracies and the calibration error are percentages, `nll` is in nats. `ece` is the expected calibration error over
+    15 equally wide bins of confidence (Guo et al. 2017); row i of `confusion` counts what images of class i were taken
+    for. Labels are the arg-max of the data's rows.
+
+    Raises:
+        DatasetError: the data has another shape, other classes, or another normalisation than the network.
+        TeacherError: the network cannot be loaded.
+    """
+    if data is None:
+        raise SettingsError("--data is missing; give test data: a data set with labels, or an .npz")
+    machine = decide_machine(device, precision)
+    data = data if isinstance(data, ImageDataset) else open_test(data)
+    network = _network(run, data, checkpoint, mean, std)
+    _check(network, data, told=mean is not None or std is not None)
+    figures = {"mean": list(network.mean), "std": list(network.std), "batch": batch}
+    folder = Run.open("evaluate", figures, [network.fingerprint, data.fingerprint], out, machine, estimate=estimate)
+    if folder.finished is not None:
+        return folder.finished
+
+    logits = torch.zeros(len(data), network.classes)
+    for step in folder.steps("evaluate", -(-len(data) // batch), logits=logits):
+        index = torch.arange(step * batch, min((step + 1) * batch, len(data)))
+        logits[index] = network.logits(data.pixels(index), machine, batch)
+    names = network.class_names or data.card.class_names or range(network.classes)
+    result = measures(logits, torch.from_numpy(data.labels), [str(name) for name in names])
+    about = {"network": network.name, "data": data.card.name, "params": costs.params(network.net)}
+    return folder.finish(about | result)
+
+
+def measures(logits: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]:
+    """Every figure of an evaluation, from logits ``(N, K)`` and labels ``(N,)``; JSON values."""
+    rows = logits.float().softmax(1)
+    table = confusion(rows.argmax(1), labels, logits.shape[1])
+    seen, right = table.sum(1), table.diagonal()
+    each = {n: round(100 * float(r) / float(s), 4) for n, r, s in zip(names, right, seen, strict=True) if s}
+    return {
+        "images": len(labels),
+        "top1": round(topk(rows, labels, 1), 4),
+        "top5": round(topk(rows, labels, 5), 4) if logits.shape[1] > 5 else None,
+        "ece": round(calibration_error(rows, labels), 4),
+        "nll": round(float(nn.functional.cross_entropy(logits.float(), labels)), 6),
+        "confidence": round(100 * float(rows.max(1).values.mean()), 4),
+        "per_class": each,
+        "confusion": table.tolist(),
+    }
+
+
+def topk(rows: Tensor, labels: Tensor, k: int) -> float:
+    """Percent of images whose label is among the k highest of its row ``(N, K)``."""
+    return 100 * float((rows.topk(k, 1).indices == labels[:, None]).any(1).double().mean())
+
+
+def calibration_error(rows: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Σ_b |B_b| / N · |accuracy(B_b) − confidence(B_b)| in percent, over `bins` equal bins (b−1)/B < confidence ≤ b/B.
+
+    Guo et al., On Calibration of Modern Neural Networks (2017), eq. 3; `rows` are probabilities ``(N, K)``.
+    """
+    confidence, guess = rows.double().max(1)
+    right = (guess == labels).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence)
+    return 100 * float(gap.abs().sum() / len(labels))
+
+
+def confusion(guesses: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Counts ``(K, K)``: row = the label, column = what it was taken for."""
+    return torch.bincount(labels * classes + guesses, minlength=classes**2).view(classes, classes)
+
+
+def _network(
+    run: Trained | Teacher | nn.Module | str | Path,
+    data: ImageDataset,
+    checkpoint: Path | None,
+    mean: str | None,
+    std: str | None,
+) -> Teacher:
+    """Whatever was given as a frozen network that knows its input; flags win over what it says."""
+    if isinstance(run, Trained):
+        run_info = run.info
+        names = run_info["class_names"]
+        known = {"mean": mean or run_info["mean"], "std": std or run_info["std"], "size": run_info["shape"][1:]}
+        return replace(teachers.load(run.net, **known, class_names=names), name=run.path.name)
+    if isinstance(run, Teacher):
+        if mean is None and std is None:
+            return run
+        size = run.shape[1:]
+        return teachers.load(run.net, mean=mean or run.mean, std=std or run.std, size=size, class_names=run.class_names)
+    if isinstance(run, nn.Module):
+        return teachers.load(run, mean=mean, std=std, size=data.card.shape[1:], channels=data.card.shape[0])
+    return teachers.load(run, checkpoint=checkpoint, mean=mean, std=std)
+
+
+def _check(network: Teacher, data: ImageDataset, told: bool) -> None:
+    """Refuse what would give a number that means nothing."""
+    card = data.card
+    if card.task != "single":
+        raise DatasetError(f"{card.name} has independent findings (task multi); evaluate takes one class an image")
+    if tuple(card.shape) != network.shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (card.shape, network.shape))
+        raise DatasetError(f"{card.name} has {theirs} images, {network.name} takes {ours}; import it at that size")
+    if card.classes != network.classes:
+        raise DatasetError(f"{card.name} has {card.classes} classes, {network.name} has {network.classes}")
+    if told:
+        return
+    if card.mean is not None and card.std is not None:
+        declared = np.broadcast_to(card.mean, card.shape[0]), np.broadcast_to(card.std, card.shape[0])
+        own = np.array(network.mean), np.array(network.std)
+        if not all(np.allclose(a, b, atol=2e-3) for a, b in zip(declared, own, strict=True)):
+            raise DatasetError(
+                f"{card.name} declares mean {_text(declared[0])} and std {_text(declared[1])}, "
+                f"{network.name} was trained with {_text(own[0])} and {_text(own[1])}; "
+                "say which holds with --mean and --std, or import the data without a normalisation"
+            )
+    sample = data.pixels(np.linspace(0, len(data) - 1, min(len(data), 64)).astype(np.int64))
+    if sample.dtype != torch.uint8 and not 0 <= float(sample.min()) <= float(sample.max()) <= 1:
+        raise DatasetError(
+            f"{card.name} has float pixels from {float(sample.min()):.2f} to {float(sample.max()):.2f}, which look "
+            f"normalised already, and {network.name} would normalise them again with mean {_text(network.mean)}; give "
+            "raw pixels in [0, 1], or say --mean and --std of these numbers"
+        )
+
+
+def _text(numbers: Any) -> str:
+    return "(" + ", ".join(f"{float(n):.3f}" for n in numbers) + ")"

@@ -1,0 +1,340 @@
+"""Train one architecture: on a data set's rows, real or synthesized, or on a teacher's answers as they are needed.
+
+The test data has no place here: nothing is selected, and the network is the one of the last step.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import costs, objectives, spaces, weights
+from . import teacher as teachers
+from .augment import Augment
+from .core import Architecture, Batch
+from .dataset import ImageDataset, batches
+from .errors import DatasetError, SettingsError
+from .hardware import Machine
+from .hardware import machine as decide_machine
+from .published import TrainingRecipe, effective, learning_rate, length
+from .run import Run
+from .sources import read_network as load_network
+from .teacher import Teacher
+
+__all__ = ["Trained", "load_network", "train"]
+
+CURVE = 400  # points of the curve in metrics.jsonl, at most
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, in evaluation mode, and what its images must look like: `info` is network.json."""
+
+    net: nn.Module
+    info: dict[str, Any]
+    path: Path
+    result: dict[str, Any]
+    architecture: Architecture | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What the command prints."""
+        return {"run": str(self.path), **self.result}
+
+
+def train(
+    arch: Annotated[
+        Architecture | nn.Module | str,
+        "what to train: a run folder of a search, an arch.json, a published cell like DARTS_V2, or cifar-resnet8",
+    ],
+    *,
+    data: Annotated[ImageDataset | str | None, "the data set to train on"] = None,
+    recipe: Annotated[Literal["short", "darts-cifar", "darts-imagenet"], "where unset settings come from"] = "short",
+    epochs: Annotated[int | None, "passes over the data"] = None,
+    steps: Annotated[int | None, "batches in all, instead of --epochs"] = None,
+    batch: Annotated[int | None, "images a step, over all processes"] = None,
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, "sgd in every recipe"] = None,
+    lr: Annotated[float | None, "highest learning rate"] = None,
+    momentum: Annotated[float | None, "of sgd"] = None,
+    nesterov: Annotated[bool | None, "Nesterov's momentum"] = None,
+    weight_decay: Annotated[float | None, "on every parameter"] = None,
+    schedule: Annotated[
+        Literal["cosine", "cosine-epoch", "linear", "exponential", "constant"] | None, "of the learning rate"
+    ] = None,
+    warmup: Annotated[int | None, "steps of linear warm-up"] = None,
+    clip: Annotated[float | None, "largest norm of the gradient, 0 for any"] = None,
+    temperature: Annotated[float | None, "of both sides of soft targets; hard labels are trained at 1"] = None,
+    mixup: Annotated[float | None, "a of Beta(a, a), 0 for none"] = None,
+    label_smoothing: Annotated[float | None, "share of every row spread over all classes"] = None,
+    crop: Annotated[int | None, "side of the random region cut from each image"] = None,
+    pad: Annotated[int | None, "black pixels added around before the crop"] = None,
+    flip: Annotated[bool | None, "mirror half of the images"] = None,
+    cutout: Annotated[int | None, "side of a square set to the mean colour, 0 for none"] = None,
+    channels: Annotated[int | None, "of the first cell, for cell architectures"] = None,
+    cells: Annotated[int | None, "number of cells, for cell architectures"] = None,
+    auxiliary: Annotated[float | None, "weight of the auxiliary head's loss, 0 for no head"] = None,
+    drop_path: Annotated[float | None, "rate reached at the end, raised linearly from 0"] = None,
+    teacher: Annotated[Teacher | nn.Module | str | None, "ask this network for every row"] = None,
+    checkpoint: Annotated[Path | None, "the teacher's weights"] = None,
+    out: Annotated[Path | None, "run folder"] = None,
+    seed: Annotated[int, "of initial weights, order and augmentation"] = 0,
+    device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
+    estimate: Annotated[bool, "only say what it would cost"] = False,
+) -> Trained:
+    """Train an architecture on a data set, or on a teacher's answers to its images.
+
+    Example:
+        phosphene train cifar-resnet8 --data d --out student
+
+    Under torchrun every process takes its part of each batch, and the gradients are averaged; BatchNorm is per process.
+    A network given as a module is copied and trained from the weights it has.
+
+    Raises:
+        SettingsError: a flag has a value that cannot be used.
+        DatasetError: the data does not fit the architecture or the teacher.
+        ArchitectureError: `arch` names no architecture.
+    """
+    if data is None:
+        raise SettingsError("--data is missing; give a data set made by `phosphene synthesize` or `dataset import`")
+    given = {name: value for name, value in locals().items() if name in TrainingRecipe.__dataclass_fields__}
+    machine = decide_machine(device, precision)
+    data = data if isinstance(data, ImageDataset) else ImageDataset.open(data)
+    asked = None if teacher is None else teachers.load(teacher, checkpoint=checkpoint)
+    found = _found(arch)
+    chosen = _settled(effective(recipe, given), given, found, data, soft=data.soft or asked is not None)
+    shape = _shape(data, chosen)
+    _check(data, shape, asked, chosen, machine)
+    design = None if isinstance(found, nn.Module) else _design(found, data.card.classes, shape, chosen)
+
+    identity = {"weights": weights.digest(found)} if isinstance(found, nn.Module) else asdict(found)
+    inputs = [data.fingerprint, *([asked.fingerprint] if asked else [])]
+    settings = {"arch": identity, "recipe": recipe, **asdict(chosen)}
+    run = Run.open("train", settings, inputs, out, machine, seed=seed, estimate=estimate)
+    with run.seeded("weights"):
+        net = copy.deepcopy(found) if isinstance(found, nn.Module) else spaces.space(design.space).build(design.choices)
+    _check_output(net, shape, data)
+    if run.finished is None:
+        loss = _loop(run, net, data, asked, chosen)
+        final, bare = _final(net, design)
+        _write(run, final, bare, data, shape)
+        total, _ = length(chosen, len(data))
+        size = {"params": costs.params(final), "macs": costs.macs(final, shape)}
+        result = run.finish({"loss": loss, "steps": total, "images": len(data), **size})
+    else:
+        final, bare = _final(net, design)
+        final.load_state_dict(weights.read(run.path / "weights.safetensors"))
+        result = run.finished
+    return Trained(final.eval(), json.loads((run.path / "network.json").read_text()), run.path, result, bare)
+
+
+def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None, recipe: TrainingRecipe) -> float:
+    """Train `net` in place; the mean loss of the last epoch."""
+    machine = run.machine
+    net = machine.place(net).train()
+    machine.agree(net)
+    opt = _optimizer(net, recipe)
+    total, epoch = length(recipe, len(data))
+    loss_sum = torch.zeros((), device=machine.device)  # over the current epoch
+    augment = Augment(recipe.crop, recipe.pad or 0, recipe.flip, recipe.cutout, recipe.mixup)
+    objective = objectives.distillation(recipe.temperature)
+    forward = machine.compiled(net.forward_auxiliary if recipe.auxiliary else net)
+
+    for step in run.steps("train", total, net=net, opt=opt, loss=loss_sum):
+        if step % epoch == 0:
+            loss_sum.zero_()
+        for group in opt.param_groups:
+            group["lr"] = learning_rate(recipe, step, total, epoch)
+        if recipe.drop_path:
+            net.set_drop_path(recipe.drop_path * (step // epoch) * epoch / total)  # linear over the epochs
+        batch = _draw(data, teacher, augment, recipe, run.seed, step, machine)
+        with machine.autocast():
+            output = forward(batch.inputs)
+        logits, beside = output if recipe.auxiliary else (output, None)
+        loss = total_loss = objective(logits.float(), batch)
+        if beside is not None:
+            total_loss = loss + recipe.auxiliary * objective(beside.float(), batch)
+        opt.zero_grad(set_to_none=True)
+        total_loss.backward()
+        machine.average(p.grad for p in net.parameters())
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
+        opt.step()
+        loss_sum += loss.detach()
+        if step % max(1, total // CURVE) == 0 or step == total - 1:
+            run.log(loss=_mean(loss, machine), lr=opt.param_groups[0]["lr"])
+    return round(_mean(loss_sum, machine) / ((total - 1) % epoch + 1), 6)
+
+
+def _draw(
+    data: ImageDataset,
+    teacher: Teacher | None,
+    augment: Augment,
+    recipe: TrainingRecipe,
+    seed: int,
+    step: int,
+    machine: Machine,
+) -> Batch:
+    """This rank's part of the batch of this step: a function of (seed, step, rank) alone."""
+    index = batches(len(data), recipe.batch, seed, step)[machine.rank :: machine.world]
+    generator = torch.Generator().manual_seed(_mixed(seed, step, machine.rank))
+    if teacher is None:
+        drawn = data.batch(index, augment=augment, temperature=recipe.temperature, generator=generator, machine=machine)
+    else:
+        pixels = augment.move(machine.place(data.pixels(index)), generator)
+        inputs, _ = augment.mix(data.normalise(pixels), pixels.new_zeros(len(index), 1).float(), generator)
+        drawn = Batch(inputs, _answers(teacher, inputs, data, recipe.temperature, machine))
+    inputs, rows = machine.place(drawn.inputs), drawn.targets
+    smooth = recipe.label_smoothing
+    return Batch(inputs, rows * (1 - smooth) + smooth / rows.shape[1] if smooth else rows)
+
+
+@torch.no_grad()
+def _answers(teacher: Teacher, inputs: Tensor, data: ImageDataset, temperature: float, machine: Machine) -> Tensor:
+    """The teacher's rows ``(N, K)`` on the very images the student sees, brought to the teacher's normalisation."""
+    seen = torch.tensor([teacher.mean, teacher.std])
+    own = torch.stack(data.normalisation)
+    if not torch.allclose(seen, own, atol=1e-6):
+        (mean, std), (m, s) = (pair.to(inputs).view(2, 1, -1, 1, 1) for pair in (own, seen))
+        inputs = (inputs * std + mean - m) / s
+    with machine.autocast():
+        logits = machine.place(teacher.net)(inputs)
+    return (logits.float() / temperature).softmax(1)
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence([abs(n) for n in numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _mean(value: Tensor, machine: Machine) -> float:
+    """A figure's mean over the ranks."""
+    shared = value.detach().float().clone()
+    machine.average([shared])
+    return round(shared.item(), 6)
+
+
+def _optimizer(net: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
+    trained = [p for p in net.parameters() if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        )
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return kind(trained, recipe.lr, weight_decay=recipe.weight_decay)
+
+
+# -- what is trained, and on what -----------------------------------------------------------------------------------
+
+
+def _found(arch: Architecture | nn.Module | str | Path) -> Architecture | nn.Module:
+    return arch if isinstance(arch, Architecture | nn.Module) else spaces.architecture(str(arch))
+
+
+def _settled(
+    recipe: TrainingRecipe, given: dict[str, Any], found: Architecture | nn.Module, data: ImageDataset, soft: bool
+) -> TrainingRecipe:
+    """The recipe with what only the architecture and the data can say."""
+    if isinstance(found, nn.Module):
+        able = {"auxiliary"} if getattr(found, "auxiliary", None) is not None else set()
+        able |= {"drop_path"} if hasattr(found, "set_drop_path") else set()
+    else:
+        able = {"channels", "cells", "auxiliary", "drop_path"} & set(found.space)
+    for key, nothing in (("channels", None), ("cells", None), ("auxiliary", 0.0), ("drop_path", 0.0)):
+        if key not in able:
+            if given[key]:
+                raise SettingsError(f"--{key.replace('_', '-')} is for cell architectures; leave it out here")
+            recipe = replace(recipe, **{key: nothing})
+    if not soft:
+        if given["temperature"] not in (None, 1.0):
+            raise SettingsError(
+                f"--temperature {given['temperature']}: {data.card.name} has labels, not logits; leave it out"
+            )
+        recipe = replace(recipe, temperature=1.0)
+    height, width = data.card.shape[1:]
+    if recipe.crop is not None and recipe.crop > min(height, width) + 2 * (recipe.pad or 0):
+        if given["crop"] is not None:
+            raise SettingsError(f"--crop {recipe.crop} is larger than the images ({height}x{width}); lower it")
+        recipe = replace(recipe, crop=None)
+    if recipe.pad is None:
+        whole = recipe.crop is None or recipe.crop >= min(height, width)
+        recipe = replace(recipe, pad=min(height, width) // 8 if whole else 0)
+    return recipe
+
+
+def _shape(data: ImageDataset, recipe: TrainingRecipe) -> tuple[int, int, int]:
+    """The network's input: the crop, where there is one, else the image."""
+    channels, height, width = data.card.shape
+    return channels, recipe.crop or height, recipe.crop or width
+
+
+def _check(
+    data: ImageDataset, shape: tuple[int, ...], teacher: Teacher | None, recipe: TrainingRecipe, machine: Machine
+) -> None:
+    """Whatever would go wrong an hour later."""
+    if data.card.task != "single":
+        raise DatasetError(f"{data.card.name} has independent findings (task multi); train takes one class an image")
+    if recipe.batch < machine.world:
+        raise SettingsError(f"--batch {recipe.batch} leaves nothing for some of {machine.world} processes; raise it")
+    if teacher is None:
+        data.rows([0])  # raises where nobody labelled the images
+    elif (teacher.shape, teacher.classes) != (shape, data.card.classes):
+        theirs = f"{'x'.join(map(str, teacher.shape))} and {teacher.classes} classes"
+        ours = f"{'x'.join(map(str, shape))} and {data.card.classes}"
+        raise DatasetError(f"--teacher {teacher.name} wants {theirs}, {data.card.name} has {ours}; see --crop")
+
+
+def _check_output(net: nn.Module, shape: tuple[int, ...], data: ImageDataset) -> None:
+    outputs = teachers.outputs(net.eval(), shape, "the architecture")
+    if outputs != data.card.classes:
+        raise DatasetError(f"the architecture has {outputs} outputs, {data.card.name} has {data.card.classes} classes")
+
+
+def _design(found: Architecture, classes: int, shape: tuple[int, ...], recipe: TrainingRecipe) -> Architecture:
+    """The architecture at this input, these classes and this size."""
+    space = found.space | {"classes": classes, "shape": list(shape)}
+    if "stem" in space and tuple(found.space["shape"][1:]) != shape[1:]:
+        space["stem"] = "auto"
+    for key in ("channels", "cells"):
+        if getattr(recipe, key) is not None:
+            space[key] = getattr(recipe, key)
+    if "auxiliary" in space:
+        space |= {"auxiliary": recipe.auxiliary > 0, "drop_path": 0.0}
+    return Architecture(spaces.space(space).spec, found.choices)
+
+
+def _final(net: nn.Module, design: Architecture | None) -> tuple[nn.Module, Architecture | None]:
+    """The trained network on the CPU, without what only training needed."""
+    if design is None:
+        return net.to("cpu", memory_format=torch.contiguous_format), None  # type: ignore[call-overload]
+    space = design.space | ({"auxiliary": False} if "auxiliary" in design.space else {})
+    bare = Architecture(space, design.choices)
+    with torch.random.fork_rng(devices=[]):
+        final = spaces.space(space).build(bare.choices)
+    trained = net.state_dict()
+    final.load_state_dict({name: trained[name] for name in final.state_dict()})
+    return final, bare
+
+
+def _write(run: Run, net: nn.Module, design: Architecture | None, data: ImageDataset, shape: tuple[int, ...]) -> None:
+    """arch.json, weights.safetensors, network.json; result.json comes after them."""
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in net.state_dict().items()}
+    run.disk(sum(t.numel() * t.element_size() for t in tensors.values()))
+    if run.machine.rank > 0:
+        return
+    if design is not None:
+        design.save(run.path / "arch.json")
+    mean, std = ([round(float(x), 7) for x in part] for part in data.normalisation)
+    names = list(data.card.class_names) if data.card.class_names else None
+    info = {"shape": list(shape), "classes": data.card.classes, "class_names": names, "mean": mean, "std": std}
+    (run.path / "network.json").write_text(json.dumps(info, indent=1) + "\n")
+    save_file(tensors, run.path / "weights.new")
+    os.replace(run.path / "weights.new", run.path / "weights.safetensors")
