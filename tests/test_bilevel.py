@@ -27,6 +27,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.stem = nn.Linear(6, 5)
         self.norm = nn.BatchNorm1d(5, affine=False) if batch_norm else nn.Identity()
+        self.after = nn.BatchNorm1d(5, affine=False) if batch_norm else nn.Identity()
         self.first = nn.ModuleList(nn.Linear(5, 5) for _ in range(3))
         self.second = nn.ModuleList(nn.Linear(5, 4) for _ in range(3))
         self.unused = nn.Linear(2, 2)
@@ -35,7 +36,7 @@ class Mixture(nn.Module):
     def forward(self, inputs: Tensor, gates: dict[str, Tensor]) -> Tensor:
         hidden = torch.tanh(self.norm(self.stem(inputs)))
         hidden = sum(g * torch.tanh(op(hidden)) for g, op in zip(gates["first"], self.first, strict=True))
-        hidden = self.dropout(hidden)
+        hidden = self.dropout(self.after(hidden))
         return sum(g * op(hidden).sin() for g, op in zip(gates["second"], self.second, strict=True))
 
 

@@ -54,9 +54,11 @@ def first_order(
         objective: (output, batch) -> scalar loss, a mean over the batch.
         machine: the precision of the pass, and the ranks to average over.
     """
-    with _untouched(net), _frozen(net), machine.autocast():
-        loss = objective(net(valid.inputs, gates(alphas)), valid)
-    return _averaged(machine, _gradients(loss, alphas), loss)
+    with _untouched(net), _frozen(net):
+        with machine.autocast():
+            loss = objective(net(valid.inputs, gates(alphas)), valid)
+        gradients = _gradients(loss, alphas)  # inside: the graph holds buffers that must not be put back yet
+    return _averaged(machine, gradients, loss)
 
 
 def second_order(
