@@ -76,7 +76,7 @@ def total_variation(images: Tensor, maps: int = 2) -> Tensor:
         raise ValueError(f"total_variation knows 2 and 4 difference maps, not {maps}")
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., 1:, :-1] - images[..., :-1, 1:]
-    return across.norm() + down.norm() + falling.norm() + rising.norm()
+    return torch.stack([across.norm(), down.norm(), falling.norm(), rising.norm()]).sum()
 
 
 def layer_weights(layers: int, first_multiplier: float = 1.0, weights: Sequence[float] | None = None) -> Tensor:
@@ -105,7 +105,7 @@ def bn_distance(distances: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def l2(images: Tensor) -> Tensor:
     """The Euclidean norm of an image, not squared, the mean over the images (as in DeepInversion's ImageNet code)."""
-    return images.flatten(1).norm(dim=1).mean()
+    return torch.linalg.vector_norm(images, dim=(1, 2, 3)).mean()
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
