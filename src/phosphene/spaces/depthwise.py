@@ -1,0 +1,105 @@
+"""Depthwise convolutions whose backward pass is as fast as their forward pass.
+
+The CPU's library has a fast kernel for every depthwise forward convolution, but of the backward kernels only those
+of small, undilated kernels are fast: the weight gradient wants a kernel at most 3 wide, and the rest is 10 to 100
+times slower (docs/decisions/0003). So: the input gradient is a forward convolution with the flipped kernel, a 5x5
+weight gradient is two overlapping 5x3 ones, and a dilated convolution is a plain one on the four phases of the map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+WIDE = 3  # the widest kernel with a fast weight gradient
+
+
+class Depthwise(torch.autograd.Function):
+    """``conv2d(x, weight, groups=C)`` with padding that keeps the size; differentiable twice."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.dilation = stride, dilation
+        return convolve(x, weight, stride, dilation)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        (grad,) = outputs
+        wanted = ctx.needs_input_grad
+        with torch.autocast(x.device.type, enabled=False):
+            into = input_gradient(grad, x, weight, ctx.stride, ctx.dilation) if wanted[0] else None
+            kernel = weight_gradient(grad, x, weight, ctx.stride, ctx.dilation) if wanted[1] else None
+        return into, kernel, None, None
+
+
+def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+    """Depthwise convolution of ``x (N, C, H, W)`` with an odd, square ``weight (C, 1, k, k)``, zeros around the map."""
+    result: Tensor = Depthwise.apply(x, weight.to(x.dtype), stride, dilation)
+    return result
+
+
+def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """The forward convolution."""
+    padding = (dilation * (weight.shape[2] // 2), dilation * (weight.shape[3] // 2))
+    return F.conv2d(x, weight, None, stride, padding, dilation, x.shape[1])
+
+
+def backward_of(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    dilation: int,
+    which: int,
+    padding: tuple[int, int] | None = None,
+) -> Tensor:
+    """The library's own gradient: of the input (which = 0) or of the weight (which = 1)."""
+    padding = padding or (dilation * (weight.shape[2] // 2), dilation * (weight.shape[3] // 2))
+    mask = [which == 0, which == 1, False]
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [stride] * 2, padding, [dilation] * 2, False, [0, 0], x.shape[1], mask
+    )
+    gradient: Tensor = found[which]
+    return gradient
+
+
+def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """Stride 1: a forward convolution with the flipped kernel. Stride 2 is fast in float32 only."""
+    if x.device.type != "cpu":
+        return backward_of(grad, x, weight, stride, dilation, 0)
+    if stride == 1:
+        return convolve(grad, weight.flip(2, 3), 1, dilation)
+    if x.dtype == torch.bfloat16:
+        return backward_of(grad.float(), x.float(), weight.float(), stride, dilation, 0).to(x.dtype)
+    return backward_of(grad, x, weight, stride, dilation, 0)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """A 5-wide kernel's gradient from two 3-wide ones, on the map moved one column each way."""
+    size = weight.shape[3]
+    if x.device.type != "cpu" or dilation > 1 or size != 2 * WIDE - 1:
+        return backward_of(grad, x, weight, stride, dilation, 1)
+    part = weight[..., :WIDE]
+    padding = (size // 2, 0)
+    left = backward_of(grad, F.pad(x, (2, 0)), part, stride, 1, 1, padding)  # the kernel's columns -2, -1, 0
+    right = backward_of(grad, F.pad(x, (0, 2)), part, stride, 1, 1, padding)  # 0, 1, 2
+    return torch.cat([left, right[..., 1:]], 3)
+
+
+def phases(x: Tensor) -> Tensor:
+    """``(N, C, H, W)`` to ``(4N, C, H/2, W/2)``: even/odd rows by even/odd columns; a dilation of 2 becomes 1 there."""
+    n, c, h, w = x.shape
+    split = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c).permute(2, 4, 0, 1, 3, 5)
+    return split.reshape(4 * n, h // 2, w // 2, c).permute(0, 3, 1, 2)
+
+
+def unphases(x: Tensor) -> Tensor:
+    """The inverse of `phases`."""
+    n, c, h, w = x.shape
+    joined = x.permute(0, 2, 3, 1).reshape(2, 2, n // 4, h, w, c).permute(2, 3, 0, 4, 1, 5)
+    return joined.reshape(n // 4, 2 * h, 2 * w, c).permute(0, 3, 1, 2)
