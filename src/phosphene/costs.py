@@ -91,8 +91,16 @@ def latency(net: nn.Module, shape: Sequence[int], machine: Machine, batch: int =
     return statistics.median(taken[3:])
 
 
-def _counts(net: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
+def count(net: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
+    """(parameters, MACs) for inputs of `shape` (C, H, W)."""
     return params(net), macs(net, shape)
+
+
+def measure(space: SearchSpace, choices: Choices) -> tuple[int, int]:
+    """(parameters, MACs) of the network of complete choices, built on `meta`; raises what `space.build` raises."""
+    with torch.device("meta"):
+        net = space.build(choices)
+    return count(net, space.spec["shape"])
 
 
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
@@ -153,7 +161,7 @@ class Budget:
         """
         if self.params is None and self.macs is None:
             return self
-        bound = replace(self, prices=prices(space, _counts))
+        bound = replace(self, prices=prices(space, count))
         if not bound.fits({}):
             raise BudgetError(bound._impossible())
         return bound

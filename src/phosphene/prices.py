@@ -168,7 +168,7 @@ class Table:
             return True
         return self._meet(sums, np.array(low), np.array(high))
 
-    def _meet(self, sums: list[Rows], low: Rows, high: Rows) -> bool:
+    def _meet(self, sums: list[Rows], low: NDArray[Any], high: NDArray[Any]) -> bool:
         """Whether a sum of one row from each list lies in the box: both halves of the lists merged, then matched."""
         bounded = (low > self.base) | np.isfinite(high)
         half = len(sums) // 2
@@ -183,7 +183,7 @@ class Table:
                 return True
         return False
 
-    def _merged(self, sums: list[Rows], bounded: Rows) -> Rows:
+    def _merged(self, sums: list[Rows], bounded: NDArray[np.bool_]) -> Rows:
         """All sums of one row from each list, sorted, each once; the costs that no bound touches are left out."""
         total = np.zeros((1, int(bounded.sum())), np.int64)
         for rows in sums:

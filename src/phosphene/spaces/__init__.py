@@ -73,7 +73,7 @@ def architecture(
     if isinstance(text, Architecture):
         return _changed(text, classes, shape, settings)
     name = str(text).strip()
-    here = {"classes": 10 if classes is None else classes, "shape": (3, 32, 32) if shape is None else tuple(shape)}
+    here: dict[str, Any] = {"classes": 10 if classes is None else classes, "shape": tuple(shape or (3, 32, 32))}
     if name in NAMED:
         return NAMED[name](**here, **settings)
     if name.startswith("Genotype("):

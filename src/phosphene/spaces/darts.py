@@ -171,7 +171,8 @@ class DartsSpace:
         from .darts_supernet import DartsSupernet
 
         keys = ("channels", "cells", "nodes", "stem", "shape", "classes")
-        return DartsSupernet(**{key: self.spec[key] for key in keys})
+        net: nn.Module = DartsSupernet(**{key: self.spec[key] for key in keys})
+        return net
 
     def build(self, choices: Choices) -> DartsNetwork:
         """The network of complete choices.

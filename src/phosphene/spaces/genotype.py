@@ -62,10 +62,9 @@ def parse(text: str) -> Genotype:
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args):
             raise ValueError("it must read Genotype(normal=[…], normal_concat=…, reduce=[…], reduce_concat=…)")
         fields: dict[str, Any] = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-        found = Genotype(
-            **{kind: [(str(operation), int(source)) for operation, source in fields.pop(kind)] for kind in KINDS},
-            **{key: [int(node) for node in fields.pop(key)] for key in ("normal_concat", "reduce_concat")},
-        )
+        normal, reduce = ([(str(name), int(source)) for name, source in fields.pop(kind)] for kind in KINDS)
+        concats = ([int(node) for node in fields.pop(f"{kind}_concat")] for kind in KINDS)
+        found = Genotype(normal, next(concats), reduce, next(concats))
         if fields:
             raise ValueError(f"unknown fields {', '.join(fields)}")
     except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:

@@ -114,7 +114,8 @@ class FactorizedReduce(nn.Module):
         x = F.relu(x)
         pad_h, pad_w = x.shape[2] % 2, x.shape[3] % 2  # an odd size has one odd pixel fewer: zeros take its place
         shifted = F.pad(x, (0, pad_w, 0, pad_h))[:, :, 1:, 1:]
-        return self.norm(cat([self.even(x), self.odd(shifted)], dim=1))
+        halves: Tensor = self.norm(cat([self.even(x), self.odd(shifted)], dim=1))
+        return halves
 
 
 def operation(name: str, channels: int, stride: int = 1, affine: bool = True, pool_norm: bool = False) -> nn.Module:
