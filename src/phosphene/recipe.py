@@ -116,6 +116,8 @@ def _do(plan: Recipe, job: Job, folder: Path, given: dict[str, str], place: str,
     say(f"{place}: {job.name}, about {_minutes_left(plan, rest, folder):.0f} min left")
     began = time.monotonic()
     result = _plain(function(job.call)(**_call_settings(plan, job, folder, given)))
+    if (folder / job.name / "result.json").exists():  # says more than a data set's summary does
+        result = {**read_json(folder / job.name / "result.json"), **result}
     minutes = (time.monotonic() - began) / 60
     timing = folder / job.name / "timing.json"
     if timing.exists():  # knows what was spent before an interruption, too
@@ -123,6 +125,9 @@ def _do(plan: Recipe, job: Job, folder: Path, given: dict[str, str], place: str,
     state = {"digest": _digest(plan, job), "minutes": round(minutes, 3), "result": result}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{job.name}.json", state)
+    for entry in plan.figures:  # a key that is not there shall be known now, not when all is done
+        if entry["stage"] == job.stage and _asked(entry, job):
+            _look_up(state, entry["key"], job)
 
 
 def _call_settings(plan: Recipe, job: Job, folder: Path, given: dict[str, str]) -> dict[str, Any]:
