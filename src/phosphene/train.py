@@ -145,7 +145,7 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
     total, epoch = length(recipe, len(data))
     loss_sum = torch.zeros((), device=machine.device)  # over the current epoch
     augment = Augment(recipe.crop, recipe.pad or 0, recipe.flip, recipe.cutout, recipe.mixup)
-    objective = objectives.distillation(recipe.temperature)
+    objective = objectives.distillation(recipe.temperature, squared=True)  # gradients of one size whatever T is
     forward = machine.compiled(net.forward_auxiliary if recipe.auxiliary else net)
 
     for step in run.steps("train", total, net=net, opt=opt, loss=loss_sum):
@@ -300,25 +300,19 @@ def _check_output(net: nn.Module, shape: tuple[int, ...], data: ImageDataset) ->
 
 def _design(found: Architecture, classes: int, shape: tuple[int, ...], recipe: TrainingRecipe) -> Architecture:
     """The architecture at this input, these classes and this size."""
-    space = found.space | {"classes": classes, "shape": list(shape)}
-    if "stem" in space and tuple(found.space["shape"][1:]) != shape[1:]:
-        space["stem"] = "auto"
-    for key in ("channels", "cells"):
-        if getattr(recipe, key) is not None:
-            space[key] = getattr(recipe, key)
-    if "auxiliary" in space:
-        space |= {"auxiliary": recipe.auxiliary > 0, "drop_path": 0.0}
-    return Architecture(spaces.space(space).spec, found.choices)
+    head = {"auxiliary": recipe.auxiliary > 0, "drop_path": 0.0} if "auxiliary" in found.space else {}
+    return spaces.architecture(
+        found, classes=classes, shape=shape, channels=recipe.channels, cells=recipe.cells, **head
+    )
 
 
 def _final(net: nn.Module, design: Architecture | None) -> tuple[nn.Module, Architecture | None]:
     """The trained network on the CPU, without what only training needed."""
     if design is None:
         return net.to("cpu", memory_format=torch.contiguous_format), None  # type: ignore[call-overload]
-    space = design.space | ({"auxiliary": False} if "auxiliary" in design.space else {})
-    bare = Architecture(space, design.choices)
+    bare = spaces.architecture(design, auxiliary=False if "auxiliary" in design.space else None)
     with torch.random.fork_rng(devices=[]):
-        final = spaces.space(space).build(bare.choices)
+        final = spaces.space(bare.space).build(bare.choices)
     trained = net.state_dict()
     final.load_state_dict({name: trained[name] for name in final.state_dict()})
     return final, bare
