@@ -106,16 +106,18 @@ class _Folded(nn.Module):
     """A convolution with BatchNorm folded in, and the addition and ReLU that follow it."""
 
     weight: Tensor
+    flipped: Tensor | None
     bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
+        self.register_buffer("flipped", geometry.flipped(weight))
         self.register_buffer("bias", bias)
         self.geometry, self.relu = geometry, relu
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Any:
-        return ConvNorm.apply(x, skip, self.weight, self.bias, self.geometry, self.relu)
+        return ConvNorm.apply(x, skip, self.weight, self.flipped, self.bias, self.geometry, self.relu)
 
 
 class _Affine(nn.Module):
@@ -213,7 +215,19 @@ def _substitute(traced: fx.GraphModule, chain: list[fx.Node], module: nn.Module,
     chain[-1].replace_all_uses_with(out)
     for node in reversed(chain):
         traced.graph.erase_node(node)
+    if isinstance(module, _Folded):
+        _pass_on(traced, args[0], moments)
     return moments
+
+
+def _pass_on(traced: fx.GraphModule, x: fx.Node, moments: fx.Node) -> None:
+    """Let later users of a convolution's input have it from the convolution, so that their gradients meet there."""
+    pair = moments.args[0]
+    with traced.graph.inserting_after(moments):
+        same = traced.graph.call_function(operator.getitem, (pair, 2))
+    x.replace_all_uses_with(same, delete_user_cb=lambda user: user is not pair and pair < user)
+    if not same.users:
+        traced.graph.erase_node(same)
 
 
 def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:

@@ -52,27 +52,34 @@ def _masked(gradient: Tensor, like: Tensor) -> Tensor:
 def _onednn() -> bool:
     """Whether oneDNN's in-place sum after a convolution (torch's own compiler emits it) is here and right."""
     try:
-        x, total = (
-            torch.full((1, 16, 2, 2), value).contiguous(memory_format=torch.channels_last) for value in (2.0, 1.0)
-        )
-        _depthwise_sum(total, x, torch.full((16,), 3.0), torch.full((16,), 0.5))
-        return bool((total == 7.5).all())
+        x, total = (torch.full((1, 16, 2, 2), value) for value in (2.0, 1.0))
+        x, total = _dense(x), _dense(total)
+        return bool((_add_affine_fused(total, x, torch.full((16,), 3.0), torch.full((16,), 0.5)) == 7.5).all())
     except (AttributeError, RuntimeError, TypeError):
         return False
 
 
-def _depthwise_sum(total: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    """total += slope·x + offset, as a 1x1 depthwise convolution whose result is added where it lands: one pass."""
-    kernel = slope.to(x.dtype).view(-1, 1, 1, 1)
-    pointwise = torch.ops.mkldnn._convolution_pointwise_.binary
-    one, none = [1, 1], [0, 0]
-    return pointwise(total, x, kernel, offset.to(x.dtype), none, one, one, len(slope), "add", None, None, [], None)
+def _fusable(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.ndim == 4 and _onednn()
+
+
+def _convolution_sum(
+    total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    """total += conv(x), of stride 1, added while it is written: one pass less over both."""
+    fused: Any = torch.ops.mkldnn._convolution_pointwise_.binary
+    return fused(total, x, weight, bias, padding, [1, 1], dilation, groups, "add", None, None, [], None)  # type: ignore
+
+
+def _add_affine_fused(total: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+    kernel = slope.to(x.dtype).view(-1, 1, 1, 1)  # an affine map of each channel is a 1x1 depthwise convolution
+    return _convolution_sum(total, x, kernel, offset.to(x.dtype), [0, 0], [1, 1], len(slope))
 
 
 def _add_affine(total: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     """total += slope·x + offset in place, `slope` and `offset` float32 ``(C,)``; returns `total`."""
-    if x.device.type == "cpu" and x.ndim == 4 and _onednn():
-        return _depthwise_sum(total, x, slope, offset)
+    if _fusable(x):
+        return _add_affine_fused(total, x, slope, offset)
     shape = [1, -1] + [1] * (x.ndim - 2)
     return total.addcmul_(x, slope.to(x.dtype).view(shape)).add_(offset.to(x.dtype).view(shape))
 
@@ -102,48 +109,72 @@ class Geometry:
         """The convolution."""
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
-    def input_gradient(self, gradient: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
-        """The gradient of an input of this size: the transposed convolution, cut or padded to fit."""
+    def flipped(self, weight: Tensor) -> Tensor | None:
+        """The kernel whose convolution, of stride 1, is the input's gradient; None where that takes more than one."""
+        fits = (d * (k - 1) >= p for p, d, k in zip(self.padding, self.dilation, weight.shape[2:], strict=True))
+        one = self.groups == 1 and self.stride == (1, 1) and all(fits)
+        return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last) if one else None
+
+    def backward(
+        self, gradient: Tensor, weight: Tensor, flipped: Tensor | None, size: torch.Size, onto: Tensor | None
+    ) -> Tensor:
+        """The gradient of an input of this size, added in place to what has reached it otherwise (`onto`)."""
+        sides = list(zip(gradient.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True))
+        if onto is not None and flipped is not None and _fusable(gradient):
+            padding = [dilation * (kernel - 1) - pad for _, _, pad, dilation, kernel in sides]
+            return _convolution_sum(onto, gradient, flipped, None, padding, self.dilation, 1)
         rest = [
-            side - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
-            for side, out, stride, padding, dilation, kernel in zip(
-                size[2:], gradient.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True
-            )
+            whole - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
+            for whole, (out, stride, padding, dilation, kernel) in zip(size[2:], sides, strict=True)
         ]
-        return F.conv_transpose2d(gradient, weight, None, self.stride, self.padding, rest, self.groups, self.dilation)
+        found = F.conv_transpose2d(gradient, weight, None, self.stride, self.padding, rest, self.groups, self.dilation)
+        return found if onto is None else found.add_(onto)
 
 
 class ConvNorm(torch.autograd.Function):
     """(relu?)(conv(x) + skip?) with BatchNorm folded into the convolution, and the moments of conv(x).
 
-    No weight gradient is made, so neither the input nor the output is kept for it: only conv(x), for its moments.
+    No weight gradient is made, so neither the input nor the output is kept for it: only conv(x), for its moments. The
+    third output is x itself, for whoever else uses it: its gradient then meets the convolution's while that is written.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, skip: Tensor | None, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool
-    ) -> tuple[Tensor, Tensor]:
-        """`x` ``(N, C, H, W)``, `skip` of the output's shape -> output, ``(2, channels)``."""
+        ctx: Any,
+        x: Tensor,
+        skip: Tensor | None,
+        weight: Tensor,
+        flipped: Tensor | None,
+        bias: Tensor,
+        geometry: Geometry,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` ``(N, C, H, W)``, `skip` of the output's shape -> output, ``(2, channels)``, x."""
         z = geometry.forward(x, weight, bias)
         y = z if skip is None else z + skip
         y = rectify(y, inplace=skip is not None) if relu else y
-        ctx.save_for_backward(z, y if relu and skip is not None else None, weight)
+        ctx.save_for_backward(z, y if relu and skip is not None else None, weight, flipped)
         ctx.geometry, ctx.relu, ctx.skips, ctx.size = geometry, relu, skip is not None, x.shape
         ctx.set_materialize_grads(False)
-        return y, moments(z)
+        return y, moments(z), x.view_as(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None, statistics: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, gradient: Tensor | None, statistics: Tensor | None, others: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         """The gradients of `x` and `skip`."""
-        z, y, weight = ctx.saved_tensors
+        z, y, weight, flipped = ctx.saved_tensors
         gradient = torch.zeros_like(z) if gradient is None else _dense(gradient)
         total = _masked(gradient, z if y is None else y) if ctx.relu else gradient
         through = total if ctx.skips else None
         if statistics is not None:
             total = _with_moments(total.clone() if ctx.skips or not ctx.relu else total, z, statistics)
-        inputs = ctx.geometry.input_gradient(total, weight, ctx.size) if ctx.needs_input_grad[0] else None
-        return inputs, through, None, None, None, None
+        if not ctx.needs_input_grad[0]:
+            return None, through, None, None, None, None, None
+        others = None if others is None else _dense(others)
+        inputs = ctx.geometry.backward(total, weight, flipped, ctx.size, others)
+        return inputs, through, None, None, None, None, None
 
 
 class Norm(torch.autograd.Function):
