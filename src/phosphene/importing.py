@@ -1,8 +1,8 @@
 """Real images in, class folders out.
 
-`import_` reads a folder of class folders, an .npz, CIFAR's own python or binary batches (folder or .tar.gz), or a data set of
-torchvision. `export` writes class folders and a CSV of rows. Pickled CIFAR batches pass an unpickler that can make numpy
-arrays and nothing else.
+`import_` reads a folder of class folders, an .npz, CIFAR's own python or binary batches (folder or .tar.gz), or a data
+set of torchvision. `export` writes class folders and a CSV of rows. Pickled CIFAR batches pass an unpickler that can
+make numpy arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def import_(
     """Import real images as a data set: class folders, .npz, CIFAR's own files, or torchvision's data sets.
 
     An .npz may call its arrays images/labels, x/y or data/targets, alone or joined to train, val or test on either side
-    (x_train, test_images, ...), as (N, H, W), (N, H, W, C) or (N, C, H, W). Labels of shape (N, K) that are not one-hot are
-    independent findings, NaN where nobody looked. Raises `DatasetError` naming the file or flag.
+    (x_train, test_images, ...), as (N, H, W), (N, H, W, C) or (N, C, H, W). Labels of shape (N, K) that are not one-hot
+    are independent findings, NaN where nobody looked. Raises `DatasetError` naming the file or flag.
 
     Example:
         phosphene dataset import cifar10.npz --split test --out data/cifar10-test
@@ -113,8 +113,8 @@ def export(
 ) -> dict[str, Any]:
     """Write a data set as class folders of PNGs and a CSV of rows, for other tools.
 
-    `rows.csv` has one line an image: file, label, and the target row, one column a class. Raises `DatasetError` when `out`
-    is not empty, or for images that are neither grey nor RGB.
+    `rows.csv` has one line an image: file, label, and the target row, one column a class. Raises `DatasetError` when
+    `out` is not empty, or for images that are neither grey nor RGB.
 
     Example:
         phosphene dataset export d --out folders
@@ -242,7 +242,7 @@ def _torchvision(source: str, wish: Wish) -> Found:
     if not inspect.isclass(make):
         raise DatasetError(f"torchvision has no data set {name!r}; names are case-sensitive, as in torchvision:CIFAR10")
     try:
-        items = make(**_arguments(make, name, wish))
+        items: Any = make(**_arguments(make, name, wish))
         labels = np.array([int(items[i][1]) for i in range(len(items))])
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{source} cannot be had ({error}); put its files into --root {wish.root}") from error
@@ -405,7 +405,9 @@ def _resized(images: np.ndarray, wish: Wish) -> np.ndarray:
 
 # -- CIFAR's own files ------------------------------------------------------------------------------------------------
 
-BATCHES = {"train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "train")}
+BATCHES: dict[str, tuple[str, ...]] = {
+    "train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "train")
+}
 BATCHES["test"] = ("test_batch", "test")
 META = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
 
