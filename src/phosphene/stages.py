@@ -10,6 +10,7 @@ A stage with seeds and cases becomes one job for each pair. In a setting, `{imag
 in, `$NAME` is read from the environment, and `@stage` is the folder of an earlier stage's job: the one of the same
 seed and case, or `@stage[case]`, `@stage[0]`, `@stage[case,0]`. `@stage/file` is a file in it; `@stage:key` a figure of
 its result, and `@stage:key~5%` the range five per cent about it, "LO..HI". In a list, `@stage` means all that match.
+`{here}` in a scale's value is the recipe's folder; a setting that is filled in as "" is left out.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
     if scale not in scales:
         raise RecipeError(f"--scale {scale} is not in {path}; it has {', '.join(scales)}")
     values = _overridden(scales[scale], overrides, f"{path} [scales.{scale}]")
+    here = {"here": str(path.parent)}
+    values = {key: _fill(value, here, f"{path} [scales.{scale}]") for key, value in values.items()}
     jobs = [job for stage in table.get("stage", []) for job in _jobs(stage, scale, values, table, path)]
     figures = [f for f in table.get("figure", []) if scale in f.get("scales", SCALES)]
     recipe = Recipe(
@@ -200,7 +203,8 @@ def _jobs(stage: dict[str, Any], scale: str, values: dict[str, Any], table: dict
     jobs = []
     for axes, own in _axes(stage, values, where):
         filled = {key: _fill(value, {**values, **axes}, where) for key, value in {**given, **own}.items()}
-        jobs.append(Job(name, call, axes, filled, int(stage.get("priority", 0))))
+        wanted = {key: value for key, value in filled.items() if value != ""}
+        jobs.append(Job(name, call, axes, wanted, int(stage.get("priority", 0))))
     return jobs
 
 
@@ -229,7 +233,7 @@ def _fill(value: Any, names: Mapping[str, Any], where: str) -> Any:
     for name in re.findall(r"\{(\w+)\}", value):
         known({name: None}, names, f"{where}, {value!r}")
     if whole:
-        return _fill(names[whole[1]], {}, where)
+        return names[whole[1]]
     return re.sub(r"\{(\w+)\}", lambda m: str(names[m[1]]), value)
 
 
