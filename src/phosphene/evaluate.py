@@ -69,7 +69,12 @@ def evaluate(
         logits[index] = network.logits(data.pixels(index), machine, batch)
     names = network.class_names or data.card.class_names or range(network.classes)
     result = measures(logits, torch.from_numpy(data.labels), [str(name) for name in names])
-    about = {"network": network.name, "data": data.card.name, "params": costs.params(network.net)}
+    about = {
+        "network": network.name,
+        "fingerprint": network.fingerprint,
+        "data": data.card.name,
+        "params": costs.params(network.net),
+    }
     return folder.finish(about | result)
 
 

@@ -193,7 +193,7 @@ def _run_folder(folder: Path) -> Source:
     names = tuple(info["class_names"]) if info.get("class_names") else None
     shape = info["shape"]
     return Source(
-        str(folder),
+        folder.resolve().name,
         lambda classes, channels: net,
         (shape[1], shape[2]),
         tuple(info["mean"]),

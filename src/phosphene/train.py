@@ -125,10 +125,11 @@ def train(
     if run.finished is None:
         loss = _loop(run, net, data, asked, chosen)
         final, bare = _final(net, design)
-        _write(run, final, bare, data, shape)
+        info = _write(run, final, bare, data, shape)
         total, _ = length(chosen, len(data))
         size = {"params": costs.params(final), "macs": costs.macs(final, shape)}
-        result = run.finish({"loss": loss, "steps": total, "images": len(data), **size})
+        same = {"fingerprint": weights.digest(final, info["mean"], info["std"])}  # as evaluate's results have it
+        result = run.finish({"loss": loss, "steps": total, "images": len(data), **size, **same})
     else:
         final, bare = _final(net, design)
         final.load_state_dict(weights.read(run.path / "weights.safetensors"))
@@ -318,17 +319,20 @@ def _final(net: nn.Module, design: Architecture | None) -> tuple[nn.Module, Arch
     return final, bare
 
 
-def _write(run: Run, net: nn.Module, design: Architecture | None, data: ImageDataset, shape: tuple[int, ...]) -> None:
-    """arch.json, weights.safetensors, network.json; result.json comes after them."""
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in net.state_dict().items()}
-    run.disk(sum(t.numel() * t.element_size() for t in tensors.values()))
-    if run.machine.rank > 0:
-        return
-    if design is not None:
-        design.save(run.path / "arch.json")
+def _write(
+    run: Run, net: nn.Module, design: Architecture | None, data: ImageDataset, shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """arch.json, weights.safetensors, and network.json, which is returned; result.json comes after them."""
     mean, std = ([round(float(x), 7) for x in part] for part in data.normalisation)
     names = list(data.card.class_names) if data.card.class_names else None
     info = {"shape": list(shape), "classes": data.card.classes, "class_names": names, "mean": mean, "std": std}
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in net.state_dict().items()}
+    run.disk(sum(t.numel() * t.element_size() for t in tensors.values()))
+    if run.machine.rank > 0:
+        return info
+    if design is not None:
+        design.save(run.path / "arch.json")
     (run.path / "network.json").write_text(json.dumps(info, indent=1) + "\n")
     save_file(tensors, run.path / "weights.new")
     os.replace(run.path / "weights.new", run.path / "weights.safetensors")
+    return info
