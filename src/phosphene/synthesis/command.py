@@ -112,12 +112,13 @@ def synthesize(
     plan = Plan.of(images, recipe, shares)
 
     here = decide_machine(device, precision)
+    inverter = Inverter(recipe, loaded, here, rival)
     settings = {"images": images, "preset": preset, "shares": shares, **settings_of(recipe)}
     inputs = [loaded.fingerprint] + ([rival.fingerprint] if rival else [])
     run = Run.open("synthesize", settings, inputs, out, here, seed=seed, estimate=estimate)
     if run.finished is not None:
         return ImageDataset.open(run.path)
-    return _synthesize(plan, Inverter(recipe, loaded, here, rival), run, shares)
+    return _synthesize(plan, inverter, run, shares)
 
 
 def _synthesize(plan: Plan, inverter: Inverter, run: Run, shares: list[float]) -> ImageDataset:

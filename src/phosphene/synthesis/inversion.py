@@ -6,7 +6,6 @@ know nothing of each other, and take their random numbers from (seed, number of 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from ..objectives import (
 )
 from ..run import Run
 from ..teacher import Teacher
-from .parametrization import Adam, Canvas, Fourier, Pixels, Range, windows
+from .parametrization import Adam, Canvas, Fourier, Pixels, Range, numbered, windows
 from .presets import Geometry, Recipe, Stage
 from .probe import Probe
 
@@ -52,6 +51,22 @@ class Inverter:
         mean, std = torch.tensor(self.teacher.mean), torch.tensor(self.teacher.std)
         self.range = Range(mean.to(self.machine.device), std.to(self.machine.device))
         self.net = self.machine.place(self.teacher.net)
+        self._try_sizes()
+
+    @torch.no_grad()
+    def _try_sizes(self) -> None:
+        """Pass one image of every size there will be through the network: some take one size only."""
+        views = {"--crop": self.geometry.crop}
+        if self.recipe.half_iterations:
+            height, width = self.geometry.stages[0].crop
+            views["--half-iterations"] = (height // 2, width // 2)
+        if self.recipe.label_view == "full":
+            views["--label-view full"] = self.geometry.canvas
+        for flag, (h, w) in views.items():
+            try:
+                self.logits(torch.zeros(1, self.teacher.shape[0], h, w, device=self.machine.device))
+            except (RuntimeError, AssertionError, ValueError) as error:
+                raise SettingsError(f"{flag}: {self.teacher.name} fails on {h}x{w} images ({error})") from error
 
     def _layer_weights(self) -> Tensor:
         r, layers = self.recipe, len(self.probe.layers)
@@ -124,7 +139,7 @@ def synthesize_chain(
     last crop's offsets ``(N, 2)``. It returns the rows ``(N, K)`` that the next round aims at.
     """
     recipe, geometry, machine = inverter.recipe, inverter.geometry, inverter.machine
-    numbers = chain_generator(run.seed, chain)
+    numbers = numbered(run.seed, chain)
     canvas, best = inverter.canvas(len(classes)), Best()
     targets = F.one_hot(classes, inverter.teacher.classes).float().to(machine.device)
     offsets = torch.zeros(len(classes), 2, dtype=torch.long, device=machine.device)
@@ -200,12 +215,6 @@ class Best:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._tensors = dict(state)
-
-
-def chain_generator(seed: int, chain: int) -> torch.Generator:
-    """The chain's own random numbers, the same on every device and whichever process draws them."""
-    digest = hashlib.sha256(f"synthesis/{seed}/{chain}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def stage_at(geometry: Geometry, k: int) -> tuple[Stage, int]:

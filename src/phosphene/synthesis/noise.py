@@ -15,7 +15,7 @@ from ..hardware import machine as decide_machine
 from ..run import Run
 from ..teacher import Teacher
 from ..teacher import load as load_teacher
-from .parametrization import Range, spectral_noise
+from .parametrization import Range, numbered, spectral_noise
 
 CHUNK = 500  # images drawn and labelled together; the images depend on it, so it is no flag
 
@@ -90,8 +90,7 @@ def noise(
 
 def draw(chunk: int, spectrum: float, amplitude: float, teacher: Teacher, seed: int) -> Tensor:
     """`CHUNK` uint8 images ``(CHUNK, C, H, W)``, the same for the same chunk and seed."""
-    numbers = torch.Generator().manual_seed((seed << 32) + chunk)
-    normalised = amplitude * spectral_noise((CHUNK, *teacher.shape), spectrum, numbers)
+    normalised = amplitude * spectral_noise((CHUNK, *teacher.shape), spectrum, numbered(seed, chunk))
     return Range(torch.tensor(teacher.mean), torch.tensor(teacher.std)).pixels(normalised)
 
 

@@ -7,6 +7,7 @@ needs one that leaves pixels outside the region, and their moments, alone.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -242,6 +243,15 @@ def spectral_noise(shape: tuple[int, int, int, int], exponent: float, numbers: t
     spectrum = torch.randn((N, C, H, W // 2 + 1, 2), generator=numbers) * scale.unsqueeze(-1)
     field: Tensor = torch.fft.irfft2(torch.view_as_complex(spectrum), s=(H, W), norm="ortho")
     return field / _field_deviation(scale, W)
+
+
+def numbered(seed: int, part: int) -> torch.Generator:
+    """The random numbers of one part of a run: on the CPU, so that they are the same for every device and process.
+
+    The CPU's generator reads 32 bits of its seed; counting from a hash of `seed` keeps all parts of a run apart.
+    """
+    base = int.from_bytes(hashlib.sha256(f"synthesis/{seed}".encode()).digest()[:4], "little")
+    return torch.Generator().manual_seed((base + part) % 2**32)
 
 
 def colours(channels: int) -> Tensor:
