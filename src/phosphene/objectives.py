@@ -105,7 +105,8 @@ def bn_distance(distances: Tensor, weights: Tensor | None = None) -> Tensor:
 
 def l2(images: Tensor) -> Tensor:
     """The Euclidean norm of an image, not squared, the mean over the images (as in DeepInversion's ImageNet code)."""
-    return torch.linalg.vector_norm(images, dim=(1, 2, 3)).mean()
+    norms: Tensor = torch.linalg.vector_norm(images, dim=(1, 2, 3))
+    return norms.mean()
 
 
 def pixel_statistics(images: Tensor) -> Tensor:
