@@ -74,7 +74,7 @@ def compare(
 
     Writes `images.png` (rows = classes, one block a set), `distributions.png` (the teacher's class distribution,
     averaged over a class, dots for single images) and `samples.png` (single images with their five likeliest classes);
-    they correspond to figures 7, 2 and 8 of the Data-Free NAS paper. Sets with labels only, real ones for instance, have
+    they correspond to figures 7, 2 and 8 of the Data-Free NAS paper. Sets with labels only, as real ones, have
     a distribution with `--teacher` alone. Raises `DatasetError` when the sets have different classes.
 
     Example:
