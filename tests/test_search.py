@@ -27,6 +27,14 @@ TINY |= {"device": "cpu", "precision": "fp32"}
 SMALL = {"final_channels": 6, "final_cells": 3, "nodes": 2}
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the searches here; the tests named after pictures draw them."""
+    if "pictures" not in request.node.name:
+        monkeypatch.setattr(command, "draw_cells", lambda *_: None)
+        monkeypatch.setattr(command, "_plot", lambda *_: None)
+
+
 def images(count: int = 40, shape: tuple[int, ...] = (1, 8, 8), classes: int = 3, soft: bool = False) -> ImageDataset:
     draws = np.random.default_rng(7)
     pixels = draws.integers(0, 256, (count, *shape), dtype=np.uint8)
@@ -144,7 +152,7 @@ def test_temperature_and_soft_rows_reach_the_search() -> None:
 # -- the commands, on the DARTS space ------------------------------------------------------------------------------
 
 
-def test_the_command_writes_all_it_promises(tmp_path: Path) -> None:
+def test_the_command_writes_all_it_promises_and_pictures(tmp_path: Path) -> None:
     found = command.darts(images(), out=tmp_path / "run", **TINY)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     wanted = {"arch.json", "genotype.txt", "cells.png", "alphas.npy", "alphas.png", "supernet.safetensors"}

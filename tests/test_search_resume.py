@@ -29,6 +29,13 @@ FILES = (
 )
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the searches here, and its bytes are nobody's concern."""
+    monkeypatch.setattr(command, "draw_cells", lambda *_: None)
+    monkeypatch.setattr(command, "_plot", lambda *_: None)
+
+
 def job(out: Path, order: int = 1) -> None:
     pixels = np.random.default_rng(7).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     data = ImageDataset.from_arrays(pixels, labels=np.arange(40) % 3, classes=3)
@@ -42,8 +49,10 @@ def contents(out: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("undisturbed")
-    for order in (1, 2):
-        job(folder / f"{order}", order)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "_plot", lambda *_: None)
+        for order in (1, 2):
+            job(folder / f"{order}", order)
     return {order: contents(folder / f"{order}") for order in (1, 2)}
 
 
@@ -62,7 +71,7 @@ def fail_at(phase: str, step: int) -> staticmethod:
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(
     "fault",
-    [("supernet", 0), ("supernet", 2), ("supernet", 5), ("validation", 1)],
+    [("supernet", 0), ("supernet", 2), ("supernet", 4), ("validation", 1)],
     ids=lambda fault: f"{fault[0]}-{fault[1]}",
 )
 def test_a_fault_at_any_step(
@@ -101,7 +110,7 @@ def test_a_fault_while_the_result_is_written(
     monkeypatch.setattr(command, "draw_cells", failing)
     with pytest.raises(InjectedError):
         job(tmp_path / "run")
-    monkeypatch.undo()
+    monkeypatch.setattr(command, "draw_cells", lambda *_: None)
     job(tmp_path / "run")
     assert contents(tmp_path / "run") == undisturbed[1]
 

@@ -254,11 +254,13 @@ def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: 
 
 def _plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:
     """The softmax of α over the epochs, one panel for each decision."""
-    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     columns = min(7, len(space.decisions))
     rows = -(-len(space.decisions) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2 * columns, 1.5 * rows), sharex=True, squeeze=False)
+    figure = Figure(figsize=(2 * columns, 1.5 * rows))
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
     for axis in axes.flat:
         axis.set_visible(False)
     for row, (decision, axis) in enumerate(zip(space.decisions, axes.flat, strict=False)):
@@ -271,5 +273,5 @@ def _plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("softmax of α", fontsize=8)
     figure.legend(lines, decision.options, loc="upper center", ncols=4, fontsize=7, bbox_to_anchor=(0.5, 1.04))
+    FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
