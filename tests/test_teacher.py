@@ -173,7 +173,7 @@ def test_a_python_file_is_executed(tmp_path, weights_file):
     with pytest.raises(TeacherError, match="ZeroDivisionError"):
         teachers.load(f"{file}:make", **NORM)
     file.write_text("def make():\n    return 3")
-    with pytest.raises(TeacherError, match="not a torch.nn.Module"):
+    with pytest.raises(TeacherError, match=r"not a torch\.nn\.Module"):
         teachers.load(f"{file}:make", **NORM)
 
 
@@ -371,7 +371,7 @@ def test_help_says_that_a_python_file_is_executed():
     [("cifar-resnet20", "resnet20-12fca82f.th", 269_722, 19), ("cifar-resnet56", "resnet56-4bfd9763.th", 853_018, 55)],
 )
 def test_real_weights_load_as_they_are(name, file, params, norms):
-    """The accuracies, 91.73 and 93.39 % on CIFAR-10's test images, are checked where the images are: docs/results.md."""
+    """The accuracies, 91.73 and 93.39 % on CIFAR-10's test images, need its images: see docs/results.md."""
     path = Path(str(DATA)) / "teachers" / file
     shown = teachers.show(name, checkpoint=path)
     assert (shown["params"], shown["batchnorm_layers"], shown["classes"]) == (params, norms, 10)

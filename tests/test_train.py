@@ -1,0 +1,441 @@
+"""Training: the step is the textbook's, the recipes are the published ones, and nothing that stops it changes it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from phosphene import load_network, models, spaces, train
+from phosphene import teacher as teachers
+from phosphene.augment import Augment
+from phosphene.dataset import ImageDataset, batches
+from phosphene.errors import ArchitectureError, DatasetError, RunError, SettingsError, TeacherError
+from phosphene.hardware import Machine, machine
+from phosphene.published import RECIPES, TrainingRecipe, effective, learning_rate, length
+from phosphene.run import Estimate, Run
+
+MODULE = sys.modules["phosphene.train"]
+CPU = {"device": "cpu", "precision": "fp32"}
+PLAIN = {"pad": 0, "flip": False, "mixup": 0.0, "warmup": 0, "clip": 0.0, "nesterov": False}
+CELLS = {"recipe": "darts-cifar", "channels": 4, "cells": 4, "cutout": 2, "pad": 1, "mixup": 0.5, "batch": 8}
+
+
+class Fault(Exception):
+    """Injected."""
+
+
+def digits(count: int = 40, soft: bool = True, side: int = 8, **fields) -> ImageDataset:
+    rng = np.random.default_rng(7)
+    images = rng.integers(0, 256, (count, 1, side, side), dtype=np.uint8)
+    fields = {"classes": 4, "name": "made", **fields}
+    if soft:
+        return ImageDataset.from_arrays(images, logits=rng.normal(size=(count, 4)) * 3, **fields)
+    return ImageDataset.from_arrays(images, labels=np.arange(count) % 4, **fields)
+
+
+def small(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)
+        )
+
+
+def cells(out: Path, **more):
+    """A cell network with everything random on: drop-path, auxiliary head, crops, flips, cutout, mixup."""
+    return train("darts-v2", data=digits(), out=out, **{**CELLS, "epochs": 3, "drop_path": 0.4, **CPU, **more})
+
+
+def files(path: Path) -> dict[str, bytes]:
+    """All but times, and the revision of the source, which may change while tests run."""
+    found = {f.name: f.read_bytes() for f in path.iterdir() if f.name != "timing.json"}
+    return found | {"config.json": json.dumps(json.loads(found["config.json"]) | {"git": None}).encode()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# -- the step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_steps_are_the_textbooks(tmp_path, temperature):
+    """Three steps of SGD with momentum and weight decay, written out; the loss is T² · KL at temperature T."""
+    data, net = digits(), small()
+    flags = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "batch": 16, "schedule": "constant"}
+    found = train(net, data=data, steps=3, temperature=temperature, out=tmp_path / "a", **PLAIN, **flags, **CPU)
+    velocity = [torch.zeros_like(p) for p in net.parameters()]
+    for step in range(3):
+        index = batches(40, 16, 0, step)
+        rows = (data.logits(index) / temperature).softmax(1)
+        log = F.log_softmax(net.train()(data.normalise(data.pixels(index))) / temperature, 1)
+        loss = temperature**2 * (rows * (rows.log() - log)).sum(1).mean()
+        grads = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for p, v, g in zip(net.parameters(), velocity, grads, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p.sub_(0.1 * v)
+    for name, value in net.state_dict().items():
+        assert torch.allclose(found.net.state_dict()[name].float(), value.float(), atol=1e-5), name
+
+
+def test_hard_labels_clip_and_smoothing(tmp_path):
+    data, net = digits(soft=False), small()
+    flags = {**PLAIN, "clip": 0.1, "label_smoothing": 0.2, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    found = train(net, data=data, steps=1, batch=40, schedule="constant", out=tmp_path / "a", **flags, **CPU)
+    index = batches(40, 40, 0, 0)
+    labels = torch.from_numpy(data.labels[index.numpy()])
+    loss = F.cross_entropy(net.train()(data.normalise(data.pixels(index))), labels, label_smoothing=0.2)
+    grads = torch.autograd.grad(loss, list(net.parameters()))
+    norm = torch.cat([g.flatten() for g in grads]).norm()
+    for p, g, (name, trained) in zip(net.parameters(), grads, found.net.named_parameters(), strict=True):
+        assert torch.allclose(p - g * min(1.0, 0.1 / norm), trained, atol=1e-5), name
+
+
+def test_the_teacher_online_is_the_stored_rows_where_the_view_is_the_same(tmp_path):
+    asked = teachers.load(small(5), mean=0.5, std=0.3, size=8)
+    data = digits()
+    pixels = data.pixels(range(40))
+    stored = ImageDataset.from_arrays(pixels, logits=asked.logits(pixels), classes=4, mean=[0.5], std=[0.3])
+    flags = {"steps": 20, "batch": 16, **PLAIN, **CPU}
+
+    def gap(name: str, **more) -> float:
+        one = train(small(), data=stored, out=tmp_path / f"{name}1", **{**flags, **more})
+        two = train(small(), data=stored, out=tmp_path / f"{name}2", teacher=asked, **{**flags, **more})
+        with torch.no_grad():
+            return max(
+                float((a - b).abs().max()) for a, b in zip(one.net.parameters(), two.net.parameters(), strict=True)
+            )
+
+    plain, mixed = gap("plain"), gap("mixed", mixup=1.0)
+    assert plain < 1e-3  # stored as float16
+    assert mixed > 4 * plain  # of mixed images it is asked anew
+
+
+def test_the_teacher_sees_its_own_normalisation():
+    asked = teachers.load(small(5), mean=0.1, std=0.9, size=8)
+    data = digits(mean=[0.4], std=[0.2])
+    index = torch.arange(12)
+    rows = MODULE._answers(asked, data.batch(index).inputs, data, 2.0, machine("cpu", "fp32"))
+    assert torch.allclose(rows, (asked.logits(data.pixels(index)) / 2).softmax(1), atol=1e-5)
+
+
+def test_unlabelled_images_need_a_teacher(tmp_path):
+    pixels = digits().pixels(range(40))
+    bare = ImageDataset.from_arrays(pixels, classes=4)
+    with pytest.raises(DatasetError, match="neither labels nor logits"):
+        train(small(), data=bare, steps=2, **CPU)
+    asked = teachers.load(small(5), mean=0.5, std=0.3, size=8)
+    assert train(small(), data=bare, teacher=asked, steps=2, out=tmp_path / "a", **CPU).result["steps"] == 2
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_published_recipes():
+    """DARTS, appendices A.2 and A.3."""
+    cifar, imagenet = RECIPES["darts-cifar"], RECIPES["darts-imagenet"]
+    assert (cifar.epochs, cifar.batch, cifar.lr, cifar.momentum, cifar.weight_decay) == (600, 96, 0.025, 0.9, 3e-4)
+    assert (cifar.channels, cifar.cells, cifar.auxiliary, cifar.drop_path) == (36, 20, 0.4, 0.2)
+    assert (cifar.cutout, cifar.pad, cifar.flip, cifar.clip, cifar.nesterov) == (16, 4, True, 5.0, False)
+    assert (imagenet.epochs, imagenet.batch, imagenet.lr, imagenet.decay) == (250, 128, 0.1, 0.97)
+    assert (imagenet.channels, imagenet.cells, imagenet.auxiliary, imagenet.weight_decay) == (48, 14, 0.4, 3e-5)
+    assert (imagenet.label_smoothing, imagenet.drop_path, imagenet.crop) == (0.1, 0.0, 224)
+
+
+def curve(scheduler, opt, epochs: int, epoch: int) -> list[float]:
+    """What a scheduler of torch's, stepped once an epoch, gives for each step."""
+    rates = []
+    for _ in range(epochs):
+        rates += [opt.param_groups[0]["lr"]] * epoch
+        opt.step()
+        scheduler.step()
+    return rates
+
+
+def test_schedules_against_torch():
+    def fresh() -> torch.optim.Optimizer:
+        return torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+
+    sched = torch.optim.lr_scheduler
+    for name, make, epochs, epoch in (
+        ("cosine-epoch", lambda o: sched.CosineAnnealingLR(o, 12), 12, 5),
+        ("exponential", lambda o: sched.ExponentialLR(o, 0.97), 12, 5),
+        ("cosine", lambda o: sched.CosineAnnealingLR(o, 60), 60, 1),
+        ("linear", lambda o: sched.LinearLR(o, 1.0, 0.0, 60), 60, 1),
+        ("constant", lambda o: sched.ConstantLR(o, 1.0), 60, 1),
+    ):
+        recipe = TrainingRecipe(lr=0.1, schedule=name, decay=0.97)
+        opt = fresh()
+        expected = curve(make(opt), opt, epochs, epoch)
+        assert [learning_rate(recipe, s, 60, epoch) for s in range(60)] == pytest.approx(expected), name
+
+
+def test_warm_up_then_cosine():
+    rates = [learning_rate(RECIPES["short"], s, 800, 10) for s in range(800)]
+    assert rates[:30] == pytest.approx([0.1 * (s + 1) / 30 for s in range(30)])
+    assert rates[30] == pytest.approx(0.1) and rates[415] == pytest.approx(0.05, rel=1e-3) and rates[-1] < 1e-5
+
+
+def test_length_counts_whole_batches():
+    assert length(TrainingRecipe(epochs=3, batch=16), 40) == (6, 2)
+    assert length(TrainingRecipe(steps=7, batch=64), 40) == (7, 1)
+
+
+def test_drop_path_rises_linearly_and_the_head_is_left_behind(tmp_path, monkeypatch):
+    from phosphene.spaces.darts import DartsNetwork
+
+    rates: list[float] = []
+    own = DartsNetwork.set_drop_path
+    monkeypatch.setattr(DartsNetwork, "set_drop_path", lambda net, rate: (rates.append(rate), own(net, rate)))
+    found = cells(tmp_path / "a", epochs=4)
+    assert rates == pytest.approx([0.4 * epoch / 4 for epoch in range(4) for _ in range(5)])
+    assert not [key for key in load_file(tmp_path / "a" / "weights.safetensors") if "auxiliary" in key]
+    assert found.result["params"] == sum(p.numel() for p in found.net.parameters())
+    without = cells(tmp_path / "b", epochs=4, auxiliary=0.0)
+    assert not same(found.net.state_dict(), without.net.state_dict())  # its loss did reach the cells
+    assert found.result["params"] == without.result["params"]
+
+
+# -- what is written -------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_the_network(tmp_path):
+    found = cells(tmp_path / "a", epochs=1)
+    net, info = load_network(tmp_path / "a")
+    assert (info["shape"], info["classes"], info["class_names"]) == ((1, 8, 8), 4, None)
+    assert info["mean"] == pytest.approx(digits().card.statistics["mean"])
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(net(x), found.net(x)) and not net.training
+    lines = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5)) and {"loss", "lr", "phase"} <= lines[0].keys()
+    assert "minutes" not in found.result and {"loss", "params", "macs"} <= found.result.keys()
+    assert teachers.load(str(tmp_path / "a")).fingerprint == found.result["fingerprint"]
+    again = train(str(tmp_path / "a"), data=digits(), recipe="short", steps=1, out=tmp_path / "b", **CPU)
+    assert again.architecture.choices == found.architecture.choices  # a run folder names its architecture
+
+
+def test_the_loss_falls(tmp_path):
+    data = digits(soft=False)
+    found = train("cifar-resnet8", data=data, steps=60, batch=40, **PLAIN, **CPU)
+    first = json.loads((found.path / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    assert found.result["loss"] < first / 4  # forty images can be learned by heart
+    assert found.path.parent.name == "runs" and found.path.name.startswith("train-")
+
+
+def test_a_module_is_copied_and_needs_no_architecture(tmp_path):
+    net = small()
+    before = copy.deepcopy(net.state_dict())
+    found = train(net, data=digits(), steps=2, out=tmp_path / "a", **CPU)
+    assert same(before, net.state_dict()) and not same(before, found.net.state_dict())
+    assert not (tmp_path / "a" / "arch.json").exists() and found.architecture is None
+    again = train(net, data=digits(), steps=2, out=tmp_path / "a", **CPU)
+    assert same(again.net.state_dict(), found.net.state_dict()) and again.result == found.result
+    with pytest.raises(RunError, match="another run"):
+        train(small(1), data=digits(), steps=2, out=tmp_path / "a", **CPU)
+
+
+def test_larger_canvases_are_cropped(tmp_path):
+    found = train("cifar-resnet8", data=digits(side=12), crop=8, steps=2, out=tmp_path / "a", **CPU)
+    assert found.info["shape"] == [1, 8, 8]
+
+
+# -- interruptions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    cells(folder / "a")
+    return files(folder / "a")
+
+
+def test_same_seed_same_bytes(tmp_path, undisturbed):
+    cells(tmp_path / "a")
+    assert files(tmp_path / "a") == undisturbed
+    other = cells(tmp_path / "b", seed=1)
+    assert (other.path / "weights.safetensors").read_bytes() != undisturbed["weights.safetensors"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "1000"])
+@pytest.mark.parametrize("step", [0, 7, 14])
+def test_resumed_equals_undisturbed(tmp_path, monkeypatch, undisturbed, step, seconds):
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", seconds)
+
+    def after_step(phase: str, at: int) -> None:
+        if at == step:
+            raise Fault
+
+    monkeypatch.setattr(Run, "after_step", staticmethod(after_step))
+    with pytest.raises(Fault):
+        cells(tmp_path / "a")
+    monkeypatch.setattr(Run, "after_step", None)
+    cells(tmp_path / "a")
+    assert files(tmp_path / "a") == undisturbed
+
+
+@pytest.mark.parametrize("before", ["save_file", "finish"])
+def test_stopped_while_writing(tmp_path, monkeypatch, undisturbed, before):
+    def fault(*_, **__):
+        raise Fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((MODULE, "save_file") if before == "save_file" else (Run, "finish")), fault)
+        with pytest.raises(Fault):
+            cells(tmp_path / "a")
+    cells(tmp_path / "a")
+    assert files(tmp_path / "a") == undisturbed
+
+
+def test_killed_for_real(tmp_path, undisturbed):
+    here = str(Path(__file__).parent)
+    code = f"import sys, time; sys.path.insert(0, {here!r}); from pathlib import Path; import torch\n"
+    code += "torch.set_num_threads(1)\nfrom phosphene.run import Run\n"
+    code += "Run.after_step = staticmethod(lambda phase, step: time.sleep(0.3))\n"
+    code += f"import test_train; test_train.cells(Path({str(tmp_path / 'a')!r}))"
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PHOSPHENE_CHECKPOINT_SECONDS": "0"})
+    checkpoint, deadline = tmp_path / "a" / "checkpoint", time.monotonic() + 60
+    while time.monotonic() < deadline and not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and checkpoint.exists()
+    cells(tmp_path / "a")
+    assert files(tmp_path / "a") == undisturbed
+
+
+def test_estimate_leaves_nothing(tmp_path):
+    with pytest.raises(Estimate) as caught:
+        cells(tmp_path / "a", estimate=True)
+    needs = caught.value.needs
+    assert needs["phases"]["train"]["steps"] == 15 and needs["disk_mib"] >= 0 and needs["memory_mib"] > 0
+    assert not (tmp_path / "a").exists()
+
+
+# -- two processes ---------------------------------------------------------------------------------------------------
+
+RANKS = {"steps": 6, "batch": 16, "lr": 0.05, "mixup": 0.5, "pad": 1, "clip": 1.0}
+
+
+def ranked(out: Path):
+    return train(small(), data=digits(), out=out, **RANKS, **CPU)
+
+
+def test_two_ranks_are_one_process_that_accumulates_their_batches(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
+    code += (
+        f"import torch; torch.set_num_threads(1); import test_train; test_train.ranked(Path({str(tmp_path / 'a')!r}))"
+    )
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)})
+        for r in range(2)
+    ]
+    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+
+    data, recipe = digits(), effective("short", RANKS)
+    nets = [small().train() for _ in range(2)]  # BatchNorm is per rank
+    opts = [MODULE._optimizer(net, recipe) for net in nets]
+    augment = Augment(None, recipe.pad, recipe.flip, 0, recipe.mixup)
+    for step in range(6):
+        for rank, net in enumerate(nets):
+            where = Machine(torch.device("cpu"), rank=rank, world=2)
+            batch = MODULE._draw(data, None, augment, recipe, 0, step, where)
+            assert len(batch.inputs) == 8
+            log = F.log_softmax(net(batch.inputs) / 3, 1)
+            (9 * F.kl_div(log, batch.targets, reduction="batchmean")).backward()
+        for a, b in zip(*(net.parameters() for net in nets), strict=True):
+            a.grad = b.grad = (a.grad + b.grad) / 2
+        for net, opt in zip(nets, opts, strict=True):
+            norm = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
+            opt.param_groups[0]["lr"] = learning_rate(recipe, step, 6, 2)
+            scaled = [p.grad * min(1.0, 1.0 / norm) for p in net.parameters()]
+            for p, g in zip(net.parameters(), scaled, strict=True):
+                p.grad = g
+            opt.step()
+            opt.zero_grad()
+    for name, value in load_file(tmp_path / "a" / "weights.safetensors").items():
+        assert torch.allclose(value.float(), nets[0].state_dict()[name].float(), atol=1e-5), name
+
+
+def test_a_batch_smaller_than_the_processes(monkeypatch):
+    wide = dataclasses.replace(machine("cpu", "fp32"), world=4)
+    monkeypatch.setattr(MODULE, "decide_machine", lambda *_: wide)
+    with pytest.raises(SettingsError, match=r"--batch 3 .* 4 processes"):
+        train(small(), data=digits(), batch=3, **CPU)
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"epochs": 2, "steps": 2}, "--epochs and --steps"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"lr": 0.0}, "--lr 0.0"),
+        ({"mixup": -1.0}, "--mixup -1.0"),
+        ({"drop_path": 1.0}, "--drop-path 1.0"),
+        ({"momentum": 0.0, "nesterov": True}, "--nesterov"),
+        ({"recipe": "long"}, "--recipe long"),
+        ({"channels": 8}, "--channels is for cell"),
+        ({"auxiliary": 0.4}, "--auxiliary is for cell"),
+        ({"crop": 99}, "--crop 99"),
+        ({"data": None}, "--data is missing"),
+        ({"data": digits(soft=False), "temperature": 4.0}, "--temperature 4.0"),
+    ],
+)
+def test_settings_that_cannot_be_used(given, message):
+    with pytest.raises(SettingsError, match=message):
+        train("cifar-resnet8", **{"data": digits(), **given}, **CPU)
+
+
+def test_data_that_does_not_fit():
+    with pytest.raises(DatasetError, match="4 outputs, made has 6 classes"):
+        train(small(), data=digits(soft=False, classes=6), steps=1, **CPU)
+    findings = ImageDataset.from_arrays(digits().pixels(range(4)), labels=np.ones((4, 3)), task="multi")
+    with pytest.raises(DatasetError, match="task multi"):
+        train("cifar-resnet8", data=findings, steps=1, **CPU)
+    asked = teachers.load(small(), mean=0.5, std=0.5, size=8)
+    with pytest.raises(DatasetError, match=r"1x8x8 and 4 classes, made has 1x12x12"):
+        train("cifar-resnet8", data=digits(side=12), teacher=asked, steps=1, **CPU)
+    with pytest.raises(TeacherError, match="fails on a 1x9x9 image"):
+        train(small(), data=digits(side=9), steps=1, **CPU)
+
+
+def test_an_unknown_architecture():
+    with pytest.raises(ArchitectureError, match="no-such-net"):
+        train("no-such-net", data=digits(), **CPU)
+
+
+def test_every_named_architecture_takes_the_cifar_recipe():
+    """Built only: sizes as published, the head present in training and absent from the result."""
+    for name in spaces.NAMED:
+        chosen = effective("darts-cifar", {})
+        design = MODULE._design(spaces.architecture(name), 10, (3, 32, 32), chosen)
+        assert (design.space["channels"], design.space["cells"], design.space["auxiliary"]) == (36, 20, True)
+
+
+def test_models_on_bfloat16(tmp_path):
+    found = train("cifar-resnet8", data=digits(), steps=2, out=tmp_path / "a", device="cpu", precision="bf16")
+    assert all(p.dtype == torch.float32 for p in found.net.parameters()) and np.isfinite(found.result["loss"])
+    assert models.MODELS.keys() >= {found.architecture.space["model"]}
