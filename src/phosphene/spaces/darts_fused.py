@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 class Fold(NamedTuple):
     """What BatchNorm makes of K pointwise convolutions; all but `mean` are of shape (K, out, in) or (K, out)."""
 
+    P: Tensor
     W: Tensor
     """P / sd(y)"""
     bias: Tensor
@@ -28,7 +29,10 @@ class Fold(NamedTuple):
     """P cov(d)"""
     r: Tensor
     """1 / sd(y)"""
+    of_y: Tensor
+    """mean(y)"""
     var: Tensor
+    """var(y)"""
 
 
 def flat(x: Tensor) -> Tensor:
@@ -42,125 +46,134 @@ def shaped(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
+def accurate(device: torch.device) -> torch.dtype:
+    """The type for statistics: squares less squared means lose digits that float32 cannot spare."""
+    return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and second moments (C, C) over pixels, in float32 or better.
-
-    Products round to the type of `x`; in bfloat16 they are taken image by image and averaged in float32.
-    """
-    rows = flat(x)
-    if x.dtype in (torch.float32, torch.float64):
-        return rows.mean(0), rows.t() @ rows / len(rows)
-    images = rows.view(x.shape[0], -1, x.shape[1])
-    ones = images.new_ones(x.shape[0], 1, images.shape[1])
-    mean = torch.bmm(ones, images).float().sum((0, 1)) / len(rows)
-    return mean, torch.bmm(images.transpose(1, 2), images).float().sum(0) / len(rows)
+    """Mean (C,) and second moments (C, C) over pixels: in the type of `x` over an image, accurate over the images."""
+    images = x.permute(0, 2, 3, 1).flatten(1, 2)
+    ones = images.new_ones(len(images), 1, images.shape[1])
+    pixels, dtype = len(images) * images.shape[1], accurate(x.device)
+    mean = torch.bmm(ones, images).to(dtype).sum((0, 1)) / pixels
+    return mean, torch.bmm(images.transpose(1, 2), images).to(dtype).sum(0) / pixels
 
 
-def fold(P: Tensor, ds: tuple[Tensor, ...], eps: float) -> Fold:
-    """The statistics of the K outputs P_k d_k and the products that normalise them; P is (K, out, in)."""
+def fold(pointwise: Tensor, ds: tuple[Tensor, ...], eps: float) -> Fold:
+    """The statistics of the K outputs P_k d_k and the products that normalise them; `pointwise` is P (K, out, in)."""
     found = [moments(d) for d in ds]
     mean, second = torch.stack([m for m, _ in found]), torch.stack([s for _, s in found])
+    P = pointwise.to(mean.dtype)
     Q = P @ (second - mean[:, :, None] * mean[:, None, :])
     var = (Q * P).sum(2).clamp_min(0)
     r = (var + eps).rsqrt()
     W = P * r[:, :, None]
-    return Fold(W, -(W @ mean[:, :, None])[:, :, 0], mean, Q, r, var)
+    return Fold(P, W, -dot(W, mean), mean, Q, r, dot(P, mean), var)
 
 
-def unfold(P: Tensor, f: Fold, gW: Tensor, gb: Tensor, alpha: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def unfold(f: Fold, by_W: Tensor, by_bias: Tensor, alpha: Tensor | None) -> tuple[Tensor, ...]:  # noqa: N803
     """Gradients through `fold` from those of αW and αb: of P, of α, and (S, c) with ∂L/∂d = … + (d S + c) / pixels."""
-    through = gW - gb[:, :, None] * f.mean[:, None, :]  # the shift is −W m
-    g_alpha = (through * f.W).sum((1, 2))
+    by_W, by_bias = by_W.to(f.P.dtype), by_bias.to(f.P.dtype)
+    through = by_W - by_bias[:, :, None] * f.mean[:, None, :]  # the shift is −W m
+    by_alpha = (through * f.W).sum((1, 2))
     if alpha is not None:
-        through, gb = through * alpha[:, None, None], gb * alpha[:, None]
-    g_var = -0.5 * f.r**3 * (through * P).sum(2)
-    gP = through * f.r[:, :, None] + 2 * g_var[:, :, None] * f.Q
-    S = 2 * (P * g_var[:, :, None]).transpose(1, 2) @ P
-    c = -(f.W.transpose(1, 2) @ gb[:, :, None] + S @ f.mean[:, :, None])[:, :, 0]
-    return gP, g_alpha, S, c
+        through, by_bias = through * alpha[:, None, None], by_bias * alpha[:, None]
+    by_var = -0.5 * f.r**3 * (through * f.P).sum(2)
+    by_P = through * f.r[:, :, None] + 2 * by_var[:, :, None] * f.Q
+    S = 2 * (f.P * by_var[:, :, None]).transpose(1, 2) @ f.P
+    c = -dot(f.W.transpose(1, 2), by_bias) - dot(S, f.mean)
+    return by_P, by_alpha, S, c
+
+
+def dot(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """(K, a, b) by (K, b) to (K, a)."""
+    return (matrices @ vectors[:, :, None])[:, :, 0]
 
 
 class Normalised(torch.autograd.Function):
-    """relu(BatchNorm(P_k d_k)) of K maps; also the means and variances of the P_k d_k, without gradients."""
+    """mean(y_k), var(y_k) and relu(BatchNorm(y_k)) for y_k = P_k d_k, k = 1 … K; the statistics have no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, eps: float, P: Tensor, *ds: Tensor) -> tuple[Tensor, ...]:
-        f = fold(P, ds, eps)
+    def forward(ctx: Any, eps: float, pointwise: Tensor, *ds: Tensor) -> tuple[Tensor, ...]:
+        f = fold(pointwise, ds, eps)
         W, bias = f.W.to(ds[0].dtype), f.bias.to(ds[0].dtype)
         zs = [shaped(torch.addmm(b, flat(d), w.t()).relu_(), d) for d, w, b in zip(ds, W, bias, strict=True)]
-        ctx.save_for_backward(P, *f, *ds, *zs)
-        ctx.count = len(ds)
-        mean = (P @ f.mean[:, :, None])[:, :, 0]
-        ctx.mark_non_differentiable(mean, f.var)
-        return mean, f.var, *zs
+        ctx.save_for_backward(*f, *ds, *zs)
+        ctx.count, ctx.dtype = len(ds), pointwise.dtype
+        ctx.mark_non_differentiable(f.of_y, f.var)
+        return f.of_y, f.var, *zs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        P, *saved = ctx.saved_tensors
-        f, ds, zs = Fold(*saved[:6]), saved[6 : 6 + ctx.count], saved[6 + ctx.count :]
-        with torch.autocast(P.device.type, enabled=False):
+        size = len(Fold._fields)
+        f, maps = Fold(*ctx.saved_tensors[:size]), ctx.saved_tensors[size:]
+        ds, zs = maps[: ctx.count], maps[ctx.count :]
+        with torch.autocast(ds[0].device.type, enabled=False):
             gs = [flat(torch.ops.aten.threshold_backward(g, z, 0)) for g, z in zip(grads[2:], zs, strict=True)]
-            gW = torch.stack([g.t() @ flat(d) for g, d in zip(gs, ds, strict=True)]).to(P.dtype)
-            gb = torch.stack([total(g, d) for g, d in zip(gs, ds, strict=True)]).to(P.dtype)
-            gP, _, S, c = unfold(P, f, gW, gb, None)
+            by_W = torch.stack([g.t() @ flat(d) for g, d in zip(gs, ds, strict=True)])
+            by_bias = torch.stack([total(g, len(d)) for g, d in zip(gs, ds, strict=True)])
+            by_P, _, S, c = unfold(f, by_W, by_bias, None)
             into = [through(*each) for each in zip(gs, ds, f.W, S, c, strict=True)]
-        return None, gP, *into
+        return None, by_P.to(ctx.dtype), *into
 
 
 class Mixed(torch.autograd.Function):
-    """A node: Σ_k α_k BatchNorm(P_k d_k) + Σ_j β_j feature_j; also the means and variances of the P_k d_k."""
+    """A node Σ_k α_k BatchNorm(y_k) + Σ_j β_j feature_j, y_k = P_k d_k; then mean(y_k) and var(y_k), without gradient.
+
+    `maps`: the K maps d_k, then the features, all of one shape.
+    """
 
     @staticmethod
-    def forward(ctx: Any, eps: float, P: Tensor, alpha: Tensor, beta: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
-        ds, features = maps[: len(P)], maps[len(P) :]
-        f = fold(P, ds, eps)
-        node = (f.bias * alpha[:, None]).sum(0).to(maps[0].dtype).expand(flat(maps[0]).shape[0], -1)
-        node = torch.addmm(node[0], flat(ds[0]), (alpha[0] * f.W[0]).to(node.dtype).t())
-        for d, w in zip(ds[1:], (f.W * alpha[:, None, None])[1:].to(node.dtype), strict=True):
+    def forward(
+        ctx: Any, eps: float, pointwise: Tensor, alpha: Tensor, beta: Tensor, *maps: Tensor
+    ) -> tuple[Tensor, ...]:
+        ds, features = maps[: len(pointwise)], maps[len(pointwise) :]
+        f, dtype = fold(pointwise, ds, eps), maps[0].dtype
+        W, bias = (f.W * alpha[:, None, None]).to(dtype), (f.bias * alpha[:, None]).sum(0).to(dtype)
+        node = torch.addmm(bias, flat(ds[0]), W[0].t())
+        for d, w in zip(ds[1:], W[1:], strict=True):
             node.addmm_(flat(d), w.t())
-        for feature, b in zip(features, beta.to(node.dtype), strict=True):
+        for feature, b in zip(features, beta.to(dtype), strict=True):
             node.addcmul_(flat(feature), b)
-        ctx.save_for_backward(P, alpha, beta, *f, *maps)
-        mean = (P @ f.mean[:, :, None])[:, :, 0]
-        ctx.mark_non_differentiable(mean, f.var)
-        return shaped(node, maps[0]), mean, f.var
+        ctx.save_for_backward(alpha, beta, *f, *maps)
+        ctx.dtype = pointwise.dtype
+        ctx.mark_non_differentiable(f.of_y, f.var)
+        return shaped(node, maps[0]), f.of_y, f.var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        P, alpha, beta, *saved = ctx.saved_tensors
-        f, ds, features = Fold(*saved[:6]), saved[6 : 6 + len(P)], saved[6 + len(P) :]
-        with torch.autocast(P.device.type, enabled=False):
+        alpha, beta, *saved = ctx.saved_tensors
+        f, maps = Fold(*saved[: len(Fold._fields)]), saved[len(Fold._fields) :]
+        ds, features = maps[: len(alpha)], maps[len(alpha) :]
+        with torch.autocast(ds[0].device.type, enabled=False):
             g = flat(grads[0])
-            gW = torch.stack([g.t() @ flat(d) for d in ds]).to(P.dtype)
-            gb = total(g, grads[0]).to(P.dtype).expand(len(P), -1)
-            gP, g_alpha, S, c = unfold(P, f, gW, gb, alpha)
+            by_W = torch.stack([g.t() @ flat(d) for d in ds])
+            by_P, by_alpha, S, c = unfold(f, by_W, total(g, len(ds[0])).expand(len(ds), -1), alpha)
             W = f.W * alpha[:, None, None]
             into = [through(g, d, w, s, shift) for d, w, s, shift in zip(ds, W, S, c, strict=True)]
-            g_beta = g_features(g, features, beta) if ctx.needs_input_grad[3] else None
-            wanted = ctx.needs_input_grad[4 + len(P) :]
-            spread = [shaped(g * b, grads[0]) if need else None for b, need in zip(beta.to(g.dtype), wanted, strict=True)]
-        return None, gP, g_alpha, g_beta, *into, *spread
+            by_beta = inner(g, features, beta) if ctx.needs_input_grad[3] else None
+            scaled = [shaped(g * b, grads[0]) for b in beta.to(g.dtype)]
+        return None, by_P.to(ctx.dtype), by_alpha.to(alpha.dtype), by_beta, *into, *scaled
 
 
-def total(g: Tensor, like: Tensor) -> Tensor:
-    """Sum of rows, in float32 or better; `like` is the map they came from."""
-    if g.dtype in (torch.float32, torch.float64):
-        return g.sum(0)
-    images = g.view(like.shape[0], -1, g.shape[1])
-    return torch.bmm(images.new_ones(len(images), 1, images.shape[1]), images).float().sum((0, 1))
+def total(g: Tensor, count: int) -> Tensor:
+    """Sum of rows of pixels of `count` images, accurate over the images."""
+    images = g.view(count, -1, g.shape[1])
+    ones = images.new_ones(count, 1, images.shape[1])
+    return torch.bmm(ones, images).to(accurate(g.device)).sum((0, 1))
 
 
-def through(g: Tensor, d: Tensor, W: Tensor, S: Tensor, c: Tensor) -> Tensor:
-    """The gradient of one d: through the product and through its moments."""
+def through(g: Tensor, d: Tensor, W: Tensor, S: Tensor, c: Tensor) -> Tensor:  # noqa: N803
+    """The gradient of one d: by the product, W, and by the moments, S and c."""
     rows = flat(d)
-    constants = [(x / len(rows)).to(d.dtype) for x in (S, c)]
-    into = torch.addmm(constants[1], rows, constants[0])
-    return shaped(into.addmm_(g, W.to(d.dtype)), d)
+    shift, slope = (c / len(rows)).to(d.dtype), (S / len(rows)).to(d.dtype)
+    return shaped(torch.addmm(shift, rows, slope).addmm_(g, W.to(d.dtype)), d)
 
 
-def g_features(g: Tensor, features: list[Tensor], beta: Tensor) -> Tensor:
+def inner(g: Tensor, features: list[Tensor], beta: Tensor) -> Tensor:
     """∂L/∂β: the inner product of the node's gradient with each feature."""
     if not features:
         return torch.zeros_like(beta)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .darts_fused import Mixed, Normalised
 from .depthwise import depthwise, phases, unphases
@@ -28,7 +28,7 @@ class Term(NamedTuple):
 
     map: Tensor
     pointwise: Tensor
-    norm: nn.BatchNorm2d
+    norm: Any  # BatchNorm2d
     weight: Tensor | None
 
 
@@ -74,9 +74,7 @@ def leave(cell: Any, source: int, x: Tensor, asked: Asked, incoming: Mapping[int
     dilated(cell, source, rectified, stride, asked, incoming)
 
 
-def separable(
-    cell: Any, source: int, x: Tensor, stride: int, asked: Asked, incoming: Mapping[int, Incoming]
-) -> None:
+def separable(cell: Any, source: int, x: Tensor, stride: int, asked: Asked, incoming: Mapping[int, Incoming]) -> None:
     """The separable convolutions: their first halves all together, for the statistics' sake."""
     chosen = [(node, option) for node, options in asked.items() for option in (SEP3, SEP5) if option in options]
     if not chosen:
@@ -92,9 +90,7 @@ def separable(
         )
 
 
-def dilated(
-    cell: Any, source: int, x: Tensor, stride: int, asked: Asked, incoming: Mapping[int, Incoming]
-) -> None:
+def dilated(cell: Any, source: int, x: Tensor, stride: int, asked: Asked, incoming: Mapping[int, Incoming]) -> None:
     """The convolutions with holes, as plain ones: at stride 2 on the even pixels, at stride 1 on the four phases."""
     chosen = [(node, option) for node, options in asked.items() for option in (DIL3, DIL5) if option in options]
     if not chosen:
@@ -145,19 +141,16 @@ def kernels(weights: list[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def remember(norms: list[nn.BatchNorm2d], mean: Tensor, var: Tensor, like: Tensor) -> None:
+def remember(norms: list[Any], mean: Tensor, var: Tensor, like: Tensor) -> None:
     """Move the running statistics as BatchNorm does: unbiased variance; momentum None is the average of all batches."""
     count = like.numel() // like.shape[1]
     torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
     var = var * (count / max(count - 1, 1))
-    if norms[0].momentum is None:
-        share = 1.0 / float(norms[0].num_batches_tracked)
-    else:
-        share = norms[0].momentum
+    share = 1.0 / int(norms[0].num_batches_tracked) if norms[0].momentum is None else norms[0].momentum
     for buffers, batch in ((running(norms, "mean"), mean), (running(norms, "var"), var)):
         torch._foreach_lerp_(buffers, [row.to(buffers[0].dtype) for row in batch.unbind()], share)
 
 
-def running(norms: list[nn.BatchNorm2d], what: str) -> list[Tensor]:
+def running(norms: list[Any], what: str) -> list[Tensor]:
     """The running statistics of these norms."""
     return [getattr(norm, f"running_{what}") for norm in norms]
