@@ -20,7 +20,10 @@ from .errors import RunError
 from .gallery import Tile, sheet, short_names, spread, visible
 
 MARKS = ("config.json", "card.json")  # either makes a folder one of ours
-HEADLINES = {  # result keys that the first table shows, and their column heads
+ORDER = ("data set", "synthesize", "noise", "search", "train", "evaluate")  # of the runs in a folder
+HEADLINES = {  # result keys that the first tables show, and their column heads
+    "network": "network",
+    "data": "data",
     "images": "images",
     "agreement": "agreement",
     "entropy": "entropy, nats",
@@ -44,6 +47,13 @@ CAPTIONS = {
     "images.png": "The same classes in several data sets.",
     "distributions.png": "The teacher's class distribution, averaged over images of a class; dots are single images.",
     "samples.png": "Single images and their five likeliest classes.",
+}
+FIGURES = {
+    "bn": "BatchNorm distance",
+    "ce": "cross-entropy",
+    "tv": "total variation",
+    "lr": "learning rate",
+    "valid_loss": "loss on the architecture's half",
 }
 POINTS = 300  # of a curve, at most; more are averaged in bins
 LINES = 40  # chains drawn over each other, at most
@@ -103,7 +113,11 @@ def _expand(path: Path) -> list[Path]:
     inside = sorted(p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_dir() and _is_ours(p))
     if not inside:
         raise RunError(f"{path} is no run folder: it has neither {' nor '.join(MARKS)}, and no folder in it has")
-    return inside
+    return sorted(inside, key=lambda p: _rank(str(_json(p / "config.json").get("stage", ORDER[0]))))
+
+
+def _rank(stage: str) -> int:
+    return ORDER.index(stage) if stage in ORDER else len(ORDER)
 
 
 def _is_ours(path: Path) -> bool:
@@ -155,8 +169,9 @@ def _section(folder: Path, name: str) -> Section:
     _sort_result(section, figures, card.get("class_names"))
     section.pictures = _pictures(folder, card)
     section.curves = _curves(_metrics(folder / "metrics.jsonl"))
+    measured = {key: figures[key] for key in ("mean", "std", "fingerprint") if key in figures}
     about = {"inputs": config.get("inputs"), "teacher": card.get("teacher"), "recipe": card.get("recipe")}
-    section.settings = list(_flat({**config.get("settings", {}), **{k: v for k, v in about.items() if v}}))
+    section.settings = list(_flat({**config.get("settings", {}), **about, "result": measured}))
     return section
 
 
@@ -179,10 +194,12 @@ def _sort_result(section: Section, result: dict[str, Any], names: list[str] | No
     """Figures into a list, long texts, dicts and lists of dicts into tables, the confusion matrix on its own."""
     for key, value in result.items():
         label = key.replace("_", " ")
+        if key in ("fingerprint", "mean", "std"):  # of use to machines; among the settings
+            continue
         if key == "confusion":
             section.confusion = _confusion(value, list(result.get("per_class", {})) or names)
         elif isinstance(value, dict) and value:
-            section.tables.append(_table(label, value))
+            section.tables.append(_table(label, value, 100 if key == "per_class" else None))
         elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             section.tables.append(_table(label, dict(enumerate(value))))
         elif isinstance(value, str) and len(value) > 40:
@@ -191,20 +208,19 @@ def _sort_result(section: Section, result: dict[str, Any], names: list[str] | No
             section.scalars.append((HEADLINES.get(key, label), _text(value)))
 
 
-def _table(label: str, values: dict[Any, Any]) -> dict[str, Any]:
-    """Rows by name; one column of figures, or one for each key of the inner dicts."""
+def _table(label: str, values: dict[Any, Any], full: float | None = None) -> dict[str, Any]:
+    """Rows by name; one column of figures with bars up to `full`, or one for each key of the inner dicts."""
     nested = all(isinstance(v, dict) for v in values.values())
     columns = list(dict.fromkeys(k for v in values.values() for k in v)) if nested else ["value"]
     numbered = all(isinstance(k, int) for k in values)
     rows = [
-        {"name": "" if numbered else str(k), "cells": [_cell((v.get(c) if nested else v)) for c in columns]}
+        {"name": "" if numbered else str(k), "cells": [_cell(v.get(c) if nested else v) for c in columns]}
         for k, v in values.items()
     ]
-    wide = not nested and len(values) <= 20 and all(isinstance(v, (int, float)) for v in values.values())
-    most = max((abs(float(v)) for v in values.values()), default=0) if wide else 0
-    for row, value in zip(rows, values.values(), strict=True):
-        row["share"] = round(100 * abs(float(value)) / most, 1) if most else None
-    return {"label": label, "columns": columns if nested else [], "rows": rows, "bars": bool(most)}
+    figures = [] if nested else [abs(v) for v in values.values() if isinstance(v, (int, float))]
+    most = (full or max(figures)) if len(figures) == len(values) else 0
+    shares = [round(100 * v / most, 1) for v in figures] if most else []
+    return {"label": label, "columns": columns if nested else [], "rows": rows, "shares": shares}
 
 
 def _cell(value: Any) -> dict[str, Any]:
@@ -220,7 +236,7 @@ def _confusion(matrix: Any, names: list[str] | None) -> dict[str, Any] | None:
     labels = short_names(names, len(counts)) if names is None or len(names) == len(counts) else []
     labels = labels or [str(k) for k in range(len(counts))]
     rows = [
-        [{"count": f"{int(n):,}", "share": round(float(s), 3)} for n, s in zip(*row, strict=True)]
+        [{"count": _text(int(n)), "share": float(s)} for n, s in zip(*row, strict=True)]
         for row in zip(counts, shares, strict=True)
     ]
     return {"names": labels, "rows": list(zip(labels, rows, strict=True))}
@@ -245,8 +261,12 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return ", ".join(_text(item) for item in value[:24]) + (" …" if len(value) > 24 else "")
+        return ", ".join(_brief(item) for item in value[:24]) + (" …" if len(value) > 24 else "")
     return str(value)
+
+
+def _brief(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else _text(value)
 
 
 # -- pictures ---------------------------------------------------------------------------------------------------------
@@ -321,7 +341,7 @@ def _curve(kind: str, key: str, phases: list[list[tuple[float, float]]]) -> dict
     import matplotlib
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "phosphene", "font.size": 8}
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "phosphene", "font.size": 8}
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(3.1, 1.75), layout="constrained")
         axis = figure.subplots()
@@ -333,9 +353,10 @@ def _curve(kind: str, key: str, phases: list[list[tuple[float, float]]]) -> dict
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = file.getvalue()
-    many = f", {len(phases)} chains" if len(phases) > 1 else ""
-    last = np.mean([points[-1][1] for points in phases])
-    caption = f"{key.replace('_', ' ')} ({kind}{many}); {_text(float(last))} at the end"
+    many = f"{len(phases)} times, " if len(phases) > 1 else ""
+    last = float(np.mean([points[-1][1] for points in phases]))
+    mean = "a mean of " if len(phases) > 1 else ""
+    caption = f"{FIGURES.get(key, key.replace('_', ' '))}: {many}{kind}; {mean}{_text(last)} at the end"
     return {"svg": svg[svg.index("<svg") :], "caption": caption}
 
 
@@ -373,13 +394,25 @@ def _render(title: str, sections: list[Section]) -> str:
 
     text = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    shown = {k: v for k, v in HEADLINES.items() if any(isinstance(s.headline.get(k), (int, float)) for s in sections)}
     known = [s.minutes for s in sections if s.minutes is not None]
     return environment.from_string(text).render(
         title=title,
         sections=sections,
-        columns=list(shown.values()),
-        cells=[[_text(s.headline[k]) if k in s.headline else "" for k in shown] for s in sections],
+        groups=_groups(sections),
         minutes=f"{sum(known):.1f}" if known else None,
         version=__version__,
     )
+
+
+def _groups(sections: list[Section]) -> list[dict[str, Any]]:
+    """A table for each stage, with the columns that its runs have."""
+    groups = []
+    for stage in dict.fromkeys(section.stage for section in sections):
+        runs = [(number, section) for number, section in enumerate(sections, 1) if section.stage == stage]
+        plain = (int, float, str)
+        keys = [k for k in HEADLINES if any(isinstance(section.headline.get(k), plain) for _, section in runs)]
+        rows = [(number, section, [_cell(section.headline.get(k)) for k in keys]) for number, section in runs]
+        numeric = [any(cells[i]["number"] for _, _, cells in rows) for i in range(len(keys))]
+        heads = [{"text": HEADLINES[k], "number": n} for k, n in zip(keys, numeric, strict=True)]
+        groups.append({"stage": stage, "heads": heads, "rows": rows})
+    return groups
