@@ -11,7 +11,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"core", "errors", "__version__"},
     {"hardware", "settings", "checkpoint", "progress", "tables"},
     {"run"},
-    {"models", "objectives", "augment", "weights", "prices"},
+    {"models", "objectives", "augment", "weights", "prices", "layout"},
     {"costs", "spaces", "dataset"},
     {"sources"},
     {"teacher"},

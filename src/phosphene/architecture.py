@@ -52,10 +52,8 @@ def show(
         ArchitectureError: there is no such architecture, or it cannot have these settings.
         SettingsError: the drawing cannot be written.
     """
-    found = resolve(
-        *(arch, classes, size, input_channels),
-        **{"channels": channels, "cells": cells, "stem": stem, "auxiliary": True if auxiliary else None},
-    )
+    settings: dict[str, Any] = {"channels": channels, "cells": cells, "stem": stem, "auxiliary": auxiliary or None}
+    found = resolve(arch, classes, size, input_channels, **settings)
     space = spaces.space(found.space)
     result: dict[str, Any] = {"architecture": _title(arch), **_counted(space, found, auxiliary)}
     result["settings"] = {key: value for key, value in space.spec.items() if key != "name"}
@@ -123,6 +121,7 @@ def draw_cells(architecture: Architecture | Mapping[str, int], path: Path, title
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine as LayoutEngine
 
     from .spaces.genotype import of_choices
 
@@ -131,7 +130,7 @@ def draw_cells(architecture: Architecture | Mapping[str, int], path: Path, title
         raise ArchitectureError("this architecture has no cells to draw; only those of cell spaces have")
     genotype = of_choices(choices)
     drawings = [arrange(getattr(genotype, kind)) for kind in KINDS]
-    figure = Figure(figsize=(12, 0.9 + sum(d.height for d in drawings)), facecolor="white", layout="constrained")
+    figure = Figure((12, 0.9 + sum(d.height for d in drawings)), facecolor="white", layout=LayoutEngine(h_pad=0.08))
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 1, height_ratios=[d.height for d in drawings])
     for panel, drawing, name in zip(panels, drawings, ("normal cell", "reduction cell"), strict=True):
@@ -169,7 +168,7 @@ def _shape(x: float, y: float, box: bool) -> Any:
     """A rounded box for what enters and leaves the cell, a circle for a node."""
     from matplotlib.patches import Circle, FancyBboxPatch
 
-    style = {"edgecolor": INK, "linewidth": 1.3, "zorder": 5, "facecolor": OUTSIDE if box else "white"}
+    style: dict[str, Any] = {"edgecolor": INK, "linewidth": 1.3, "zorder": 5, "facecolor": OUTSIDE if box else "white"}
     if not box:
         return Circle((x, y), RADIUS, **style)
     w, h = WIDE - 0.06, RADIUS - 0.06

@@ -11,11 +11,13 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 Cell = Sequence[tuple[str, int]]
 
 COLUMN, LEVEL = 2.25, 0.78  # inches between columns and between heights
@@ -23,7 +25,7 @@ LABEL = (0.56, 0.15)  # half the width and height of a label
 RADIUS, WIDE = 0.23, 0.36  # of a node; half the width of an input's box
 STEP = 0.08  # of the grid
 HEIGHTS, BENDS, PLACES = (-2, -1, 0, 1, 2), (-1.5, -0.75, 0, 0.75, 1.5), (0.35, 0.45, 0.55, 0.65, 0.75)
-STARTS = 700  # arrangements of the nodes to look at before any is refined
+STARTS, REFINED = 700, 10  # arrangements of the nodes to look at, and of them to refine
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,19 @@ class Plan:
     places: list[float]
 
 
-def arrange(cell: Cell, refined: int = 5) -> Drawing:
+def arrange(cell: Cell) -> Drawing:
     """The drawing of a cell of (operation, input) pairs, two a node; the same cell always gives the same drawing."""
+    return _arranged(tuple(cell))
+
+
+@cache
+def _arranged(cell: tuple[tuple[str, int], ...]) -> Drawing:
     nodes, chance = len(cell) // 2, random.Random(0)
     every = list(itertools.islice(itertools.product(HEIGHTS, repeat=nodes), STARTS + 1))
     if len(every) > STARTS:
         every = [tuple(chance.choices(HEIGHTS, k=nodes)) for _ in range(STARTS)]
     plans = [Plan(list(heights), [0.0] * len(cell), [0.55] * len(cell)) for heights in every]
-    plans = sorted(plans, key=lambda plan: clutter(cell, _drawing(cell, plan)))[:refined]
+    plans = sorted(plans, key=lambda plan: clutter(cell, _drawing(cell, plan)))[:REFINED]
     costs = [_descend(cell, plan) for plan in plans]
     return _drawing(cell, plans[int(np.argmin(costs))])
 
@@ -133,6 +140,7 @@ def _at(control: Array, t: float) -> Array:
 
 _T = np.linspace(0, 1, 33)[:, None]
 _BASIS = np.hstack([(1 - _T) ** 3, 3 * (1 - _T) ** 2 * _T, 3 * (1 - _T) * _T**2, _T**3])
+_ALONG = _BASIS @ np.array([0, 0.5, 0.5, 1])  # share of the way in x: both inner control points stand half way
 
 
 def _trace(control: Array) -> Array:
@@ -142,29 +150,40 @@ def _trace(control: Array) -> Array:
 
 def clutter(cell: Cell, drawing: Drawing) -> float:
     """How badly a drawing reads."""
-    traces = [_trace(control) for control in drawing._cubics()]
+    controls = np.array(drawing._cubics())
     grid = np.arange(0, drawing.points[-1, 0], STEP)
-    heights = np.array([np.interp(grid, t[:, 0], t[:, 1], np.nan, np.nan) for t in traces])
+    heights = _heights(controls, grid)
     labels = np.array([edge.label for edge in drawing.edges])
-    ends = [(source, 2 + k // 2) for k, (_, source) in enumerate(cell)]
-    ends += [(2 + k, len(drawing.points) - 1) for k in range(len(drawing.joins))]
+    ends = np.array([(source, 2 + k // 2) for k, (_, source) in enumerate(cell)])
+    out = np.array([(2 + k, len(drawing.points) - 1) for k in range(len(drawing.joins))])
+    ends = np.concatenate([ends, out])
     return (
         60 * _through_nodes(heights, grid, drawing.points, ends)
         + 40 * _touching(labels)
         + 30 * _on_nodes(labels, drawing.points)
         + _under_labels(heights, grid, labels)
-        + _meetings(heights, grid, ends, len(drawing.edges))
-        + _detours(traces)
+        + _meetings(heights, grid, controls, ends, len(drawing.edges))
+        + _detours(controls)
     )
 
 
-def _through_nodes(heights: Array, grid: Array, points: Array, ends: list[tuple[int, int]]) -> float:
+def _heights(controls: Array, grid: Array) -> Array:
+    """(curves, grid): where each curve is at each x, NaN beside its ends."""
+    start, stop = controls[:, :1, 0], controls[:, 3:, 0]
+    along = (grid[None] - start) / (stop - start)
+    t = np.interp(along, _ALONG, _T[:, 0])
+    basis = np.stack([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3], axis=2)
+    heights = np.einsum("cgk,ck->cg", basis, controls[:, :, 1])
+    heights[(along < 0) | (along > 1)] = np.nan
+    return np.asarray(heights)
+
+
+def _through_nodes(heights: Array, grid: Array, points: Array, ends: NDArray[np.int64]) -> float:
     """Curves that run through a state that is not theirs."""
     near = np.abs(grid[None] - points[:, :1]) < RADIUS + 0.06
     gaps = np.abs(heights[:, None] - points[None, :, 1:])
     hit = ((gaps < RADIUS + 0.1) & near[None]).any(2)
-    for curve, own in enumerate(ends):
-        hit[curve, list(own)] = False
+    np.put_along_axis(hit, ends, False, axis=1)
     return float(hit.sum())
 
 
@@ -189,26 +208,22 @@ def _under_labels(heights: Array, grid: Array, labels: Array) -> float:
     return float(12 * under[: len(labels)].sum() + 3 * under[len(labels) :].sum())
 
 
-def _meetings(heights: Array, grid: Array, ends: list[tuple[int, int]], operations: int) -> float:
+def _meetings(heights: Array, grid: Array, controls: Array, ends: NDArray[np.int64], operations: int) -> float:
     """Curves that cross or run close together; near a state that two share, closeness is forgiven."""
-    total = 0.0
-    for a, b in itertools.combinations(range(len(heights)), 2):
-        gap = heights[a] - heights[b]
-        gap = gap[~np.isnan(gap)]
-        if len(gap) < 3:
-            continue
-        gap = gap[8 if ends[a][0] == ends[b][0] else 0 : -6 if ends[a][1] == ends[b][1] else None]
-        weight = 1.0 if b < operations else 0.4 if a < operations else 0.1
-        total += weight * (5 * (gap[1:] * gap[:-1] < 0).sum() + 0.5 * (np.abs(gap) < 0.14).sum())
-    return total
+    a, b = np.triu_indices(len(heights), 1)
+    gaps = heights[a] - heights[b]
+    shared = np.equal(ends[a], ends[b])
+    gaps[shared[:, :1] & (grid[None] < controls[a, :1, 0] + 0.7)] = np.nan
+    gaps[shared[:, 1:] & (grid[None] > controls[a, 3:, 0] - 0.5)] = np.nan
+    crossings = (gaps[:, 1:] * gaps[:, :-1] < 0).sum(1)
+    close = (np.abs(gaps) < 0.14).sum(1)
+    weight = np.where(b < operations, 1.0, np.where(a < operations, 0.4, 0.1))
+    return float((weight * (5 * crossings + 0.5 * close)).sum())
 
 
-def _detours(traces: list[Array]) -> float:
-    """Length, and much more for going up and down again."""
-    total = 0.0
-    for trace in traces:
-        steps = np.diff(trace, axis=0)
-        wasted = np.abs(steps[:, 1]).sum() - abs(float(trace[-1, 1] - trace[0, 1]))
-        steep = np.clip(np.abs(steps[:, 1]) / steps[:, 0].clip(1e-3) - 1.2, 0, None).mean()
-        total += 0.25 * float(np.hypot(*steps.T).sum()) + 3.0 * float(wasted) + 6.0 * float(steep)
-    return total
+def _detours(controls: Array) -> float:
+    """Length, and much more for going up and down again, or steeply."""
+    steps = np.diff(np.einsum("tk,ckd->ctd", _BASIS, controls), axis=1)
+    wasted = np.abs(steps[..., 1]).sum(1) - np.abs(controls[:, 3, 1] - controls[:, 0, 1])
+    steep = (np.abs(steps[..., 1]) / steps[..., 0].clip(1e-3) - 1.2).clip(0).mean(1)
+    return float(0.25 * np.hypot(steps[..., 0], steps[..., 1]).sum() + 3 * wasted.sum() + 6 * steep.sum())

@@ -83,11 +83,14 @@ def architecture(
     if name in MODELS:
         return Architecture(space({"name": "fixed", "model": name, **here, **settings}).spec, {})
     path = Path(name)
-    if path.is_dir():
-        path = path / "arch.json"
-    if not path.is_file():
+    try:
+        path = path / "arch.json" if path.is_dir() else path
+        there = path.is_file()
+    except OSError:  # longer than a file's name can be
+        there = False
+    if not there:
         known = ", ".join([*NAMED, *MODELS])
-        raise ArchitectureError(f"{name!r} is no file, no run folder with an arch.json and no name; names: {known}")
+        raise ArchitectureError(f"{name[:80]!r} is no file, no run folder with an arch.json, no name; names: {known}")
     return _changed(Architecture.load(path), classes, shape, settings)
 
 

@@ -1,0 +1,123 @@
+"""`phosphene arch show`: the published figures, the genotype, and cells drawn so that they can be read."""
+
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from phosphene import architecture, spaces
+from phosphene.errors import ArchitectureError, SettingsError
+from phosphene.layout import LABEL, RADIUS, _trace, arrange
+from phosphene.spaces import genotype
+from phosphene.spaces.darts import DartsSpace
+from phosphene.spaces.moves import sample
+
+
+def test_a_published_name_at_its_published_setting(tmp_path):
+    shown = architecture.show("darts-v2", out=tmp_path / "cells.png")
+    assert (shown["params"], shown["macs"]) == (3349342, 528359040)
+    assert genotype.parse(shown["genotype"]) == spaces.space({"name": "darts"}).genotype(
+        spaces.architecture("darts-v2").choices
+    )
+    assert shown["normal"][3] == "3 = skip_connect(c_{k-2}) + dil_conv_3x3(0)"
+    assert shown["cells"] == str(tmp_path / "cells.png") and json.loads(json.dumps(shown)) == shown
+
+
+def test_settings_are_flags(tmp_path):
+    big = {"size": 224, "classes": 1000, "out": tmp_path / "a.png"}
+    assert architecture.show("darts-v1", **big)["params"] == 4510432
+    shown = architecture.show("darts-v1", auxiliary=True, **big)
+    assert (shown["params"], shown["macs"]) == (5771208, 507419136)
+    grey = architecture.show("darts-v1", input_channels=1, channels=8, cells=3, size=8, out=tmp_path / "a.png")
+    told = {key: grey["settings"][key] for key in ("shape", "channels", "cells", "stem")}
+    assert told == {"shape": [1, 8, 8], "channels": 8, "cells": 3, "stem": "tiny"}
+
+
+def test_a_file_is_shown_as_it_is_unless_flags_say_otherwise(tmp_path):
+    space = DartsSpace(channels=8, cells=4, nodes=3, shape=(1, 28, 28), classes=7)
+    found = architecture.Architecture(space.spec, sample(space, torch.Generator().manual_seed(0)))
+    found.save(tmp_path / "arch.json")
+    out = tmp_path / "cells.png"
+    assert architecture.show(tmp_path, out=out)["settings"] == {k: v for k, v in space.spec.items() if k != "name"}
+    assert architecture.show(str(tmp_path / "arch.json"), channels=10, out=out)["settings"]["channels"] == 10
+    assert architecture.show(found, size=32, out=out)["settings"]["shape"] == [1, 32, 32]
+
+
+def test_a_model_has_no_cells(tmp_path):
+    shown = architecture.show("cifar-resnet20")
+    assert shown["params"] == 269722 and "cells" not in shown and not list(tmp_path.iterdir())
+    with pytest.raises(SettingsError, match="--out"):
+        architecture.show("cifar-resnet20", out=tmp_path / "cells.png")
+
+
+def test_what_cannot_be_shown_is_named(tmp_path):
+    with pytest.raises(ArchitectureError, match="nothing-of-this-name"):
+        architecture.show("nothing-of-this-name")
+    with pytest.raises(ArchitectureError, match="arch"):
+        (tmp_path / "bad.json").write_text("[]")
+        architecture.show(tmp_path / "bad.json")
+    with pytest.raises(SettingsError, match="--out"):
+        architecture.show("darts-v1", out=tmp_path / "no" / "folder.png")
+    with pytest.raises(ArchitectureError, match="no cells"):
+        architecture.draw_cells({}, tmp_path / "x.png")
+
+
+def test_cells_are_drawn_large_in_colour_and_each_its_own_way(tmp_path):
+    for name in ("darts-v1", "sgas-cri1"):
+        architecture.draw_cells(spaces.architecture(name), tmp_path / f"{name}.png")
+    first, again, other = (np.array(Image.open(tmp_path / f"{n}.png")) for n in ("darts-v1", "darts-v1", "sgas-cri1"))
+    assert first.shape[1] >= 1200 and np.array_equal(first, again) and not np.array_equal(first.shape, other.shape)
+    flat = first[..., :3].reshape(-1, 3)
+    for family in ("sep", "skip", "max"):
+        colour = [int(architecture.FAMILIES[family][1][k : k + 2], 16) for k in (1, 3, 5)]
+        assert (np.abs(flat.astype(int) - colour).sum(1) < 6).sum() > 300, family
+    purple = [int(architecture.FAMILIES["dil"][1][k : k + 2], 16) for k in (1, 3, 5)]
+    assert not (np.abs(flat.astype(int) - purple).sum(1) < 6).any(), "no dilated convolution in darts-v1"
+
+
+def cells():
+    for name, text in genotype.PUBLISHED.items():
+        for kind in genotype.KINDS:
+            yield pytest.param(getattr(genotype.parse(text), kind), id=f"{name}-{kind}")
+    space = DartsSpace(nodes=3)
+    for seed in range(2):
+        drawn = space.genotype(sample(space, torch.Generator().manual_seed(seed)))
+        yield pytest.param(drawn.normal, id=f"random-{seed}")
+
+
+@pytest.mark.parametrize("cell", cells())
+def test_nothing_lies_on_anything_else(cell):
+    drawing = arrange(cell)
+    assert [edge.operation for edge in drawing.edges] == [operation for operation, _ in cell]
+    for a, b in itertools.combinations(drawing.edges, 2):
+        apart = np.abs(a.label - b.label)
+        assert apart[0] >= 2 * LABEL[0] or apart[1] >= 2 * LABEL[1], "labels touch"
+    for k, edge in enumerate(drawing.edges):
+        source, node = cell[k][1], 2 + k // 2
+        assert np.linalg.norm(edge.control[0] - drawing.points[source]) < 0.4, "an edge begins at its state"
+        assert np.linalg.norm(edge.control[-1] - drawing.points[node]) == pytest.approx(RADIUS)
+        others = [point for j, point in enumerate(drawing.points) if j not in (source, node)]
+        gaps = np.linalg.norm(_trace(edge.control)[:, None] - np.array(others)[None], axis=2)
+        assert gaps.min() > RADIUS, "an edge runs through a node"
+    left, right, bottom, top = drawing.frame
+    assert np.all(drawing.points > [left, bottom]) and np.all(drawing.points < [right, top])
+
+
+def test_names_for_readers():
+    assert [architecture.words(name) for name in ("sep_conv_3x3", "skip_connect", "max_pool_3x3")] == [
+        "sep conv 3×3",
+        "skip",
+        "max pool 3×3",
+    ]
+
+
+def test_the_command_prints_one_json_object(tmp_path):
+    command = [sys.executable, "-c", "from phosphene.cli import main; main()", "arch", "show", "sgas-cri1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    shown = json.loads(done.stdout)
+    assert shown["params"] == 3795166 and (tmp_path / "cells-sgas-cri1.png").exists()
