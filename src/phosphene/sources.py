@@ -119,7 +119,8 @@ def _torchvision(text: str, has_checkpoint: bool) -> Source:
         if channels not in (None, 3):
             raise TeacherError(f"--channels {channels}: torchvision's networks take 3")
         if has_checkpoint:
-            return zoo.get_model(name, weights=None, **({"num_classes": classes} if classes else {}))
+            bare: nn.Module = zoo.get_model(name, weights=None, **({"num_classes": classes} if classes else {}))
+            return bare
         return _fetch(f"torchvision:{name}", lambda: zoo.get_model(name, weights=found))
 
     look = found.transforms()
@@ -140,12 +141,12 @@ def _timm(name: str, has_checkpoint: bool) -> Source:
 
     def build(classes: int | None, channels: int | None) -> nn.Module:
         chosen = {"num_classes": classes, "in_chans": channels}
-        options = {key: value for key, value in chosen.items() if value is not None}
+        options: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
         return _fetch(f"timm:{name}", lambda: timm.create_model(name, pretrained=not has_checkpoint, **options))
 
-    known = timm.get_pretrained_cfg(name)
-    size = tuple(known.input_size[1:])
-    return Source(f"timm:{name}", build, size, tuple(known.mean), tuple(known.std))
+    known: Any = timm.get_pretrained_cfg(name)
+    height, width = known.input_size[1:]
+    return Source(f"timm:{name}", build, (height, width), tuple(known.mean), tuple(known.std))
 
 
 def _fetch(name: str, make: Callable[[], nn.Module]) -> nn.Module:

@@ -120,7 +120,7 @@ def train(
     settings = {"arch": identity, "recipe": recipe, **asdict(chosen)}
     run = Run.open("train", settings, inputs, out, machine, seed=seed, estimate=estimate)
     with run.seeded("weights"):
-        net = copy.deepcopy(found) if isinstance(found, nn.Module) else spaces.space(design.space).build(design.choices)
+        net = _net(found, design)
     _check_output(net, shape, data)
     if run.finished is None:
         loss = _loop(run, net, data, asked, chosen)
@@ -141,13 +141,14 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
     """Train `net` in place; the mean loss of the last epoch."""
     machine = run.machine
     net = machine.place(net).train()
+    cell_net: Any = net  # set_drop_path and forward_auxiliary are of the DARTS space alone
     machine.agree(net)
     opt = _optimizer(net, recipe)
     total, epoch = length(recipe, len(data))
     loss_sum = torch.zeros((), device=machine.device)  # over the current epoch
     augment = Augment(recipe.crop, recipe.pad or 0, recipe.flip, recipe.cutout, recipe.mixup)
     objective = objectives.distillation(recipe.temperature, squared=True)  # gradients of one size whatever T is
-    forward = machine.compiled(net.forward_auxiliary if recipe.auxiliary else net)
+    forward = machine.compiled(cell_net.forward_auxiliary if recipe.auxiliary else net)
 
     for step in run.steps("train", total, net=net, opt=opt, loss=loss_sum):
         if step % epoch == 0:
@@ -155,7 +156,7 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
         for group in opt.param_groups:
             group["lr"] = learning_rate(recipe, step, total, epoch)
         if recipe.drop_path:
-            net.set_drop_path(recipe.drop_path * (step // epoch) * epoch / total)  # linear over the epochs
+            cell_net.set_drop_path(recipe.drop_path * (step // epoch) * epoch / total)  # linear over the epochs
         batch = _draw(data, teacher, augment, recipe, run.seed, step, machine)
         with machine.autocast():
             output = forward(batch.inputs)
@@ -207,7 +208,7 @@ def _answers(teacher: Teacher, inputs: Tensor, data: ImageDataset, temperature: 
         (mean, std), (m, s) = (pair.to(inputs).view(2, 1, -1, 1, 1) for pair in (own, seen))
         inputs = (inputs * std + mean - m) / s
     with machine.autocast():
-        logits = machine.place(teacher.net)(inputs)
+        logits: Tensor = machine.place(teacher.net)(inputs)
     return (logits.float() / temperature).softmax(1)
 
 
@@ -253,7 +254,7 @@ def _settled(
         if key not in able:
             if given[key]:
                 raise SettingsError(f"--{key.replace('_', '-')} is for cell architectures; leave it out here")
-            recipe = replace(recipe, **{key: nothing})
+            recipe = replace(recipe, **{key: nothing})  # type: ignore[arg-type]
     if not soft:
         if given["temperature"] not in (None, 1.0):
             raise SettingsError(
@@ -305,6 +306,14 @@ def _design(found: Architecture, classes: int, shape: tuple[int, ...], recipe: T
     return spaces.architecture(
         found, classes=classes, shape=shape, channels=recipe.channels, cells=recipe.cells, **head
     )
+
+
+def _net(found: Architecture | nn.Module, design: Architecture | None) -> nn.Module:
+    """The network as training begins."""
+    if isinstance(found, nn.Module):
+        return copy.deepcopy(found)
+    assert design is not None
+    return spaces.space(design.space).build(design.choices)
 
 
 def _final(net: nn.Module, design: Architecture | None) -> tuple[nn.Module, Architecture | None]:

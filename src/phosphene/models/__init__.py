@@ -40,7 +40,8 @@ class Expects(NamedTuple):
 
 def expects(name: str, channels: int = 3) -> Expects:
     """What the name alone implies; grey images get the mean of the three channels' figures."""
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     if channels != 3:
         mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
     if name.startswith("cifar-"):

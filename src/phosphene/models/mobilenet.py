@@ -37,7 +37,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` -> ``(N, outputs, H / stride, W / stride)``."""
-        return x + self.conv(x) if self.residual else self.conv(x)
+        y: Tensor = self.conv(x)
+        return x + y if self.residual else y
 
 
 class MobileNetV2(nn.Module):
@@ -57,7 +58,8 @@ class MobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, channels, H, W)`` -> logits ``(N, classes)``."""
-        return self.classifier(self.features(x).mean((2, 3)))
+        logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
+        return logits
 
 
 def _initialise(layer: nn.Module) -> None:

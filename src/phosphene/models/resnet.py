@@ -31,4 +31,5 @@ class WideStageResNet(nn.Module):
         """``(N, channels, H, W)`` -> logits ``(N, classes)``."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.linear(x.mean((2, 3)))
+        logits: Tensor = self.linear(x.mean((2, 3)))
+        return logits
