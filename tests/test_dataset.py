@@ -361,6 +361,8 @@ def test_a_finished_set_is_recognised_and_another_is_not_overwritten(tmp_path: P
     made = writer.close()
     again = Writer.create(tmp_path / "d", CARD, 6)
     assert again.finished is not None and again.close().fingerprint == made.fingerprint
+    with pytest.raises(DatasetError, match="is finished"):
+        again.write(range(6), pixels(6), logits=scores(6))
     with pytest.raises(DatasetError, match="holds another data set"):
         Writer.create(tmp_path / "d", dataclasses.replace(CARD, recipe={"steps": 4}), 6)
     Writer.create(tmp_path / "e", CARD, 6).write(range(3), pixels(3), logits=scores(3))

@@ -608,6 +608,8 @@ class Writer:
 
         `chain`: the number by which `done` knows this slice (default: its first slot). `facts`: JSON to keep with it.
         """
+        if self.finished is not None:
+            raise DatasetError(f"{self.path} is finished; nothing more can be written into it")
         at = slots.numpy() if isinstance(slots, Tensor) else np.asarray(slots)
         given = {"images": images, "logits": logits, "labels": labels, "seeds": seeds}
         for name, array in self._arrays.items():
@@ -675,8 +677,9 @@ def _finished(folder: Path, card: Card) -> ImageDataset | None:
     if not (folder / "card.json").exists() or any(folder.glob("journal-*.jsonl")):
         return None
     there = ImageDataset.open(folder)
-    same = ("name", "origin", "task", "shape", "classes", "count", "recipe", "label_view")
-    if any(getattr(there.card, key) != getattr(card, key) for key in same):
+    same = ("name", "origin", "task", "shape", "classes", "count", "recipe", "label_view", "teacher", "mean", "std")
+    one, two = (json.loads(each.dumps()) for each in (there.card, card))  # tuples and lists are the same there
+    if any(one[key] != two[key] for key in same):
         raise DatasetError(f"{folder} holds another data set ({there!r}); name another --out or remove it")
     return there
 

@@ -243,7 +243,8 @@ def _torchvision(source: str, wish: Wish) -> Found:
         raise DatasetError(f"torchvision has no data set {name!r}; names are case-sensitive, as in torchvision:CIFAR10")
     try:
         items: Any = make(**_arguments(make, name, wish))
-        labels = np.array([int(items[i][1]) for i in range(len(items))])
+        known = getattr(items, "targets", None)  # where it is missing, every picture is decoded once for its label
+        labels = np.array([int(k) for k in (known if known is not None else (item[1] for item in items))])
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{source} cannot be had ({error}); put its files into --root {wish.root}") from error
     names = getattr(items, "classes", None)
