@@ -244,7 +244,7 @@ def _torchvision(source: str, wish: Wish) -> Found:
     try:
         items: Any = make(**_arguments(make, name, wish))
         known = getattr(items, "targets", None)  # where it is missing, every picture is decoded once for its label
-        labels = np.array([int(k) for k in (known if known is not None else (item[1] for item in items))])
+        labels = np.array([int(k) for k in (known if known is not None else (items[i][1] for i in range(len(items))))])
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         raise DatasetError(f"{source} cannot be had ({error}); put its files into --root {wish.root}") from error
     names = getattr(items, "classes", None)
