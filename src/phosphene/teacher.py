@@ -282,13 +282,15 @@ def accuracy(teacher: Teacher, data: ImageDataset, machine: Machine | None = Non
 
 
 def open_test(data: str | Path) -> ImageDataset:
-    """A data set folder, or an .npz with `x_test` and `y_test` (or `test_images` and `test_labels`, or `images` and
-    `labels`): uint8, ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
+    """A data set folder, `digits` (the bundled test half), or an .npz with images and labels.
+
+    The .npz has `x_test` and `y_test` (or `test_images` and `test_labels`, or `images` and `labels`): uint8,
+    ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
 
     Raises:
         DatasetError: it is neither.
     """
-    path = Path(data)
+    path = Path(__file__).parent / "bundled" / "digits_test.npz" if str(data) == "digits" else Path(data)
     if path.suffix != ".npz":
         return ImageDataset.open(path)
     try:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import ArchitectureError
 from .cifar_resnet import CifarResNet
+from .digits import digits
 from .mobilenet import MobileNetV2
 from .resnet import WideStageResNet
 
@@ -25,6 +26,7 @@ MODELS: dict[str, Factory] = {
     "cifar-resnet34": partial(WideStageResNet, 34),
     "cifar-mobilenetv2": partial(MobileNetV2, cifar=True),
     "mobilenetv2": MobileNetV2,
+    "digits": digits,
 }
 """name -> factory(classes, channels)"""
 
@@ -44,6 +46,8 @@ def expects(name: str, channels: int = 3) -> Expects:
     std: tuple[float, ...] = IMAGENET_STD
     if channels != 3:
         mean, std = (sum(mean) / 3,) * channels, (sum(std) / 3,) * channels
+    if name == "digits":
+        return Expects((8, 8), 10, (0.3056,) * channels, (0.3759,) * channels)  # bundled/digits.json
     if name.startswith("cifar-"):
         return Expects((32, 32), 10, mean, std)
     return Expects((224, 224), 1000, mean, std)
