@@ -135,6 +135,12 @@ def test_tables_in_results(tmp_path: Path) -> None:
     assert '<td class="number">90.1</td>' in text and "random" in text and "yes" in text
 
 
+def test_points_of_a_column_stand_in_line(tmp_path: Path) -> None:
+    folders = [run(tmp_path / name, "evaluate", {"top1": value}) for name, value in (("a", 92.0), ("b", 5.125))]
+    text = page(*folders, out=tmp_path / "r.html")
+    assert ">92.000</td>" in text and ">5.125</td>" in text
+
+
 def test_chains_are_drawn_together(tmp_path: Path) -> None:
     folder = run(tmp_path / "made", "synthesize", {"images": 30})
     lines = [{"phase": f"chain-{c}", "step": s, "loss": 1.0 + c + s} for c in range(50) for s in range(3)]

@@ -213,9 +213,10 @@ def _table(label: str, values: dict[Any, Any], full: float | None = None) -> dic
     nested = all(isinstance(v, dict) for v in values.values())
     columns = list(dict.fromkeys(k for v in values.values() for k in v)) if nested else ["value"]
     numbered = all(isinstance(k, int) for k in values)
+    by_column = [_cells([v.get(c) if nested else v for v in values.values()]) for c in columns]
     rows = [
-        {"name": "" if numbered else str(k), "cells": [_cell(v.get(c) if nested else v) for c in columns]}
-        for k, v in values.items()
+        {"name": "" if numbered else str(k), "cells": list(cells)}
+        for k, cells in zip(values, zip(*by_column, strict=True), strict=True)
     ]
     figures = [] if nested else [abs(v) for v in values.values() if isinstance(v, (int, float))]
     most = (full or max(figures)) if len(figures) == len(values) else 0
@@ -223,8 +224,17 @@ def _table(label: str, values: dict[Any, Any], full: float | None = None) -> dic
     return {"label": label, "columns": columns if nested else [], "rows": rows, "shares": shares}
 
 
-def _cell(value: Any) -> dict[str, Any]:
-    return {"text": _text(value), "number": isinstance(value, (int, float)) and not isinstance(value, bool)}
+def _cells(values: list[Any]) -> list[dict[str, Any]]:
+    """One column; its fractions have as many places as the longest needs, so that the points stand in line."""
+    places = max((len(_text(v).partition(".")[2]) for v in values if isinstance(v, float)), default=0)
+    aligned = places <= 4 and all(isinstance(v, float) and "e" not in _text(v) for v in values if v is not None)
+    return [
+        {
+            "text": f"{v:.{places}f}" if aligned and v is not None else _text(v),
+            "number": isinstance(v, (int, float)) and not isinstance(v, bool),
+        }
+        for v in values
+    ]
 
 
 def _confusion(matrix: Any, names: list[str] | None) -> dict[str, Any] | None:
@@ -411,8 +421,9 @@ def _groups(sections: list[Section]) -> list[dict[str, Any]]:
         runs = [(number, section) for number, section in enumerate(sections, 1) if section.stage == stage]
         plain = (int, float, str)
         keys = [k for k in HEADLINES if any(isinstance(section.headline.get(k), plain) for _, section in runs)]
-        rows = [(number, section, [_cell(section.headline.get(k)) for k in keys]) for number, section in runs]
-        numeric = [any(cells[i]["number"] for _, _, cells in rows) for i in range(len(keys))]
+        columns = [_cells([section.headline.get(k) for _, section in runs]) for k in keys]
+        rows = [(number, section, [column[i] for column in columns]) for i, (number, section) in enumerate(runs)]
+        numeric = [any(cell["number"] for cell in column) for column in columns]
         heads = [{"text": HEADLINES[k], "number": n} for k, n in zip(keys, numeric, strict=True)]
         groups.append({"stage": stage, "heads": heads, "rows": rows})
     return groups
