@@ -271,6 +271,10 @@ def test_bfloat16_runs_and_second_order_too(tmp_path: Path) -> None:
         ({"batch": 21}, "--batch 21"),
         ({"batch": 0}, "--batch 0"),
         ({"order": 3}, "--order 3"),
+        ({"lr": 0.0}, "--lr 0.0"),
+        ({"alpha_weight_decay": -1.0}, "--alpha-weight-decay -1.0"),
+        ({"warm_up": 2}, "--warm-up 2"),
+        ({"final_channels": 0}, "--channels 0"),
         ({"train_fraction": 1.0}, "--train-fraction"),
         ({"temperature": 0.0}, "--temperature"),
         ({"crop": 9}, "--crop 9"),
@@ -302,7 +306,7 @@ def test_impossible_budgets_and_missing_or_unfit_data(tmp_path: Path) -> None:
 
 def test_estimate_measures_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(Estimate) as caught:
-        command.darts(images(), out=tmp_path / "run", estimate=True, warm_up=3, **dict(TINY, steps=500))
+        command.darts(images(), out=tmp_path / "run", estimate=True, warm_up=200, **dict(TINY, steps=500))
     needs = caught.value.needs
     assert needs["phases"]["supernet"]["steps"] == 500
     assert needs["minutes"] > 0 and needs["disk_mib"] > 0 and math.isfinite(needs["memory_mib"])

@@ -30,6 +30,8 @@ from ..progress import say
 from ..run import Run
 from . import SEARCHES, notation
 
+RATES = ("lr", "lr_min", "momentum", "weight_decay", "clip", "alpha_lr", "alpha_weight_decay", "alpha_init")
+
 
 @dataclass(frozen=True)
 class Found(Architecture):
@@ -96,13 +98,9 @@ def darts(
     given = dict(locals())
     images = _open(given.pop("data"))
     augment = _augment(images, crop, pad, flip)
-    batches_of_epoch = _check(images, batch, order, train_fraction, temperature)
-    if (epochs if steps is None else steps) < 1:
-        raise SettingsError("--epochs and --steps are 1 or more")
-    options = {"lr", "lr_min", "momentum", "weight_decay", "clip", "alpha_lr", "alpha_weight_decay", "alpha_init"}
-    options |= {"batch", "order", "warm_up", "train_fraction", "temperature"}
-    passed = {name: given[name] for name in options}
-    passed |= {"steps": epochs * batches_of_epoch if steps is None else steps, "augment": augment}
+    epoch_steps = _check(images, given)
+    passed = {name: given[name] for name in (*RATES, "batch", "order", "warm_up", "train_fraction", "temperature")}
+    passed |= {"steps": epochs * epoch_steps if steps is None else steps, "augment": augment}
     return _run("darts", images, augment, given, passed)
 
 
@@ -149,8 +147,8 @@ def _run(
     here = decide_machine(given["device"], given["precision"])
     searched = _space(given, images, augment, given["channels"], given["cells"])
     published = spaces.published(searched.spec["stem"])
-    final_channels, final_cells = (given[f"final_{name}"] or published[name] for name in ("channels", "cells"))
-    final = _space(given, images, augment, final_channels, final_cells)
+    asked = {name: given[f"final_{name}"] for name in published}
+    final = _space(given, images, augment, **{name: published[name] if n is None else n for name, n in asked.items()})
     budget = Budget.parse(given["params"], given["macs"]).of(final)
     identity = {name: value for name, value in given.items() if name not in ("out", "seed", "device", "estimate")}
     identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, "augment": vars(augment)}
@@ -182,21 +180,36 @@ def _open(data: ImageDataset | str | Path | None) -> ImageDataset:
     return data if isinstance(data, ImageDataset) else ImageDataset.open(Path(data))
 
 
-def _check(images: ImageDataset, batch: int, order: int, train_fraction: float, temperature: float) -> int:
-    """Refuse what would fail or mislead hours later; gives the batches of an epoch."""
+def _check(images: ImageDataset, given: dict[str, Any]) -> int:
+    """Refuse what would fail or mislead hours later; gives the steps of an epoch."""
     if images.card.task != "single":
         raise SettingsError(f"--data {images.card.name} has independent findings (task multi); rows must sum to 1 here")
-    if order not in (1, 2):
-        raise SettingsError(f"--order {order} is neither 1 nor 2")
-    if not 0 < train_fraction < 1:
-        raise SettingsError(f"--train-fraction {train_fraction} is not between 0 and 1; the paper has .5")
-    if temperature <= 0:
-        raise SettingsError(f"--temperature {temperature} is not positive")
-    training = int(len(images) * train_fraction + 0.5)
-    smaller = min(training, len(images) - training)
+    if given["order"] not in (1, 2):
+        raise SettingsError(f"--order {given['order']} is neither 1 nor 2")
+    for name in RATES:
+        if given[name] < 0:
+            raise SettingsError(f"--{name.replace('_', '-')} {given[name]} is negative")
+    for name in ("lr", "clip", "temperature"):
+        if given[name] <= 0:
+            raise SettingsError(f"--{name} {given[name]} is not positive")
+    return _schedule(len(images), given)
+
+
+def _schedule(count: int, given: dict[str, Any]) -> int:
+    """The steps of an epoch, where halves, batches and epochs fit together."""
+    fraction, batch, epochs, steps = (given[name] for name in ("train_fraction", "batch", "epochs", "steps"))
+    if not 0 < fraction < 1:
+        raise SettingsError(f"--train-fraction {fraction} is not between 0 and 1; the paper has .5")
+    training: int = int(count * fraction + 0.5)
+    smaller = min(training, count - training)
     if not 1 <= batch <= smaller:
         raise SettingsError(f"--batch {batch} does not fit: the smaller part of the data set has {smaller} images")
-    return training // batch
+    name, total = ("--epochs", epochs * (training // batch)) if steps is None else ("--steps", steps)
+    if total < 1:
+        raise SettingsError(f"{name} {epochs if steps is None else steps} is less than 1")
+    if not 0 <= given["warm_up"] * (training // batch) < total:
+        raise SettingsError(f"--warm-up {given['warm_up']} leaves no step of {total} to the architecture; lower it")
+    return training // int(batch)
 
 
 def _augment(images: ImageDataset, crop: int | None, pad: int | None, flip: bool | None) -> Augment:
@@ -253,25 +266,28 @@ def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: 
 
 
 def _plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:
-    """The softmax of α over the epochs, one panel for each decision."""
+    """The softmax of α over the epochs, one panel for each decision, all on one scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     columns = min(7, len(space.decisions))
     rows = -(-len(space.decisions) // columns)
-    figure = Figure(figsize=(2 * columns, 1.5 * rows))
-    axes = figure.subplots(rows, columns, sharex=True, squeeze=False)
-    for axis in axes.flat:
-        axis.set_visible(False)
+    figure = Figure(figsize=(1.9 * columns, 1.5 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    lines: dict[str, Any] = {}
+    for axis in axes.flat[len(space.decisions) :]:
+        axis.remove()
     for row, (decision, axis) in enumerate(zip(space.decisions, axes.flat, strict=False)):
         alphas = history[:, row, : len(decision.options)]
         weights = np.exp(alphas - alphas.max(1, keepdims=True))
-        lines = axis.plot(weights / weights.sum(1, keepdims=True), linewidth=1)
-        axis.set_visible(True)
-        axis.set_title(decision.name, fontsize=7)
+        drawn = axis.plot(weights / weights.sum(1, keepdims=True), linewidth=1)
+        lines |= {option: line for option, line in zip(decision.options, drawn, strict=True) if option not in lines}
+        axis.set_title(decision.name, fontsize=8)
         axis.tick_params(labelsize=6)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel("softmax of α", fontsize=8)
-    figure.legend(lines, decision.options, loc="upper center", ncols=4, fontsize=7, bbox_to_anchor=(0.5, 1.04))
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4, fontsize=7)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=100)

@@ -112,7 +112,8 @@ def search(
     for step in run.steps("supernet", steps, net=net, alphas=alphas, sgd=sgd, adam=adam, history=history):
         epoch, last = divmod(step, epoch_steps)
         sgd.param_groups[0]["lr"] = lr_min + (lr - lr_min) * (1 + math.cos(math.pi * step / steps)) / 2
-        seen, figures = draw(train, "train", step), {}
+        seen = draw(train, "train", step)
+        figures: dict[str, Any] = {}
         if epoch >= warm_up or run.estimating:
             unseen = draw(valid, "valid", step)
             if order == 1:
@@ -124,7 +125,8 @@ def search(
         figures["loss"] = _weight_step(net, make([alphas.detach()]), seen, objective, sgd, clip, machine)
         if last == epoch_steps - 1 or step == steps - 1:
             history[epoch + 1] = alphas.detach()
-            run.log(epoch=epoch + 1, genotype=notation(space, _choose(space, make, alphas, None)), **figures)
+            figures |= {"epoch": epoch + 1, "genotype": notation(space, _choose(space, make, alphas, None))}
+            run.log(**figures)
         elif step % 10 == 9:  # reading a figure waits for the device
             run.log(**figures)
 
