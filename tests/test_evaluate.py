@@ -87,6 +87,14 @@ def test_few_classes_have_no_top_five():
     assert found["top5"] is None and list(found["per_class"]) == ["a"]  # the other classes do not occur
 
 
+def test_a_large_confusion_matrix_is_an_array(tmp_path):
+    data = ImageDataset.from_arrays(images().pixels(range(60)), labels=np.arange(60), classes=101)
+    found = evaluate(network(101), data=data, out=tmp_path / "a", **CPU)
+    table = np.load(tmp_path / "a" / "confusion.npy")
+    assert found["confusion"] is None and table.shape == (101, 101) and table.sum() == 60
+    assert 100 * np.trace(table) / 60 == pytest.approx(found["top1"], abs=1e-3)
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 

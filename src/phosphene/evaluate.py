@@ -22,6 +22,7 @@ from .train import Trained
 __all__ = ["calibration_error", "confusion", "evaluate", "measures", "topk"]
 
 BINS = 15
+LARGE = 100  # classes up to which the confusion matrix is part of the result
 
 
 def evaluate(
@@ -46,7 +47,7 @@ def evaluate(
 
     Accuracies and the calibration error are percentages, `nll` is in nats. `ece` is the expected calibration error over
     15 equally wide bins of confidence (Guo et al. 2017); row i of `confusion` counts what images of class i were taken
-    for. Labels are the arg-max of the data's rows.
+    for (with over 100 classes it is written to `confusion.npy` instead). Labels are the arg-max of the data's rows.
 
     Raises:
         DatasetError: the data has another shape, other classes, or another normalisation than the network.
@@ -68,7 +69,10 @@ def evaluate(
         index = torch.arange(step * batch, min((step + 1) * batch, len(data)))
         logits[index] = network.logits(data.pixels(index), machine, batch)
     names = network.class_names or data.card.class_names or range(network.classes)
-    result = measures(logits, torch.from_numpy(data.labels), [str(name) for name in names])
+    labels = torch.from_numpy(data.labels)
+    result = measures(logits, labels, [str(name) for name in names])
+    if network.classes > LARGE and machine.rank == 0:
+        np.save(folder.path / "confusion.npy", confusion(logits.argmax(1), labels, network.classes).numpy())
     about = {
         "network": network.name,
         "fingerprint": network.fingerprint,
@@ -92,7 +96,7 @@ def measures(logits: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]
         "nll": round(float(nn.functional.cross_entropy(logits.float(), labels)), 6),
         "confidence": round(100 * float(rows.max(1).values.mean()), 4),
         "per_class": each,
-        "confusion": table.tolist(),
+        "confusion": table.tolist() if len(table) <= LARGE else None,
     }
 
 
