@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -610,6 +612,16 @@ def test_the_global_random_state_is_left_alone(tmp_path):
 def test_chains_have_random_numbers_of_their_own():
     first = [torch.rand(1, generator=numbered(s, c)).item() for s in (0, 1) for c in (0, 1)]
     assert len(set(first)) == 4 and first[0] == torch.rand(1, generator=numbered(0, 0)).item()
+
+
+@pytest.mark.skipif("PHOSPHENE_DATA" not in os.environ, reason="needs PHOSPHENE_DATA")
+def test_the_fast_preset_keeps_its_floors_on_a_real_network(tmp_path):
+    """ResNet-20 of CIFAR-10; real test images have distance 62, total variation .35 and entropy .08."""
+    weights = Path(os.environ["PHOSPHENE_DATA"]) / "teachers" / "resnet20-12fca82f.th"
+    data = synthesize("cifar-resnet20", checkpoint=str(weights), images=100, out=tmp_path / "d", device="cpu")
+    figures = data.card.statistics
+    assert figures["bn_distance"] <= 40 and figures["total_variation"] <= 0.8
+    assert figures["agreement"] >= 0.98 and 0.01 < figures["entropy"] < 0.3
 
 
 # -- noise ------------------------------------------------------------------------------------------------------------
