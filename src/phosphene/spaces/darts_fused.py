@@ -115,7 +115,7 @@ class Normalised(torch.autograd.Function):
             by_W = torch.stack([g.t() @ flat(d) for g, d in zip(gs, ds, strict=True)])
             by_bias = torch.stack([total(g, len(d)) for g, d in zip(gs, ds, strict=True)])
             by_P, _, S, c = unfold(f, by_W, by_bias, None)
-            into = [through(*each) for each in zip(gs, ds, f.W, S, c, strict=True)]
+            into = through(gs, ds, f.W, S, c)
         return None, by_P.to(ctx.dtype), *into
 
 
@@ -152,8 +152,7 @@ class Mixed(torch.autograd.Function):
             g = flat(grads[0])
             by_W = torch.stack([g.t() @ flat(d) for d in ds])
             by_P, by_alpha, S, c = unfold(f, by_W, total(g, len(ds[0])).expand(len(ds), -1), alpha)
-            W = f.W * alpha[:, None, None]
-            into = [through(g, d, w, s, shift) for d, w, s, shift in zip(ds, W, S, c, strict=True)]
+            into = through([g] * len(ds), ds, f.W * alpha[:, None, None], S, c)
             by_beta = inner(g, features, beta) if ctx.needs_input_grad[3] else None
             scaled = [shaped(g * b, grads[0]) for b in beta.to(g.dtype)]
         return None, by_P.to(ctx.dtype), by_alpha.to(alpha.dtype), by_beta, *into, *scaled
@@ -166,11 +165,11 @@ def total(g: Tensor, count: int) -> Tensor:
     return torch.bmm(ones, images).to(accurate(g.device)).sum((0, 1))
 
 
-def through(g: Tensor, d: Tensor, W: Tensor, S: Tensor, c: Tensor) -> Tensor:  # noqa: N803
-    """The gradient of one d: by the product, W, and by the moments, S and c."""
-    rows = flat(d)
-    shift, slope = (c / len(rows)).to(d.dtype), (S / len(rows)).to(d.dtype)
-    return shaped(torch.addmm(shift, rows, slope).addmm_(g, W.to(d.dtype)), d)
+def through(gs: list[Tensor], ds: list[Tensor], W: Tensor, S: Tensor, c: Tensor) -> list[Tensor]:  # noqa: N803
+    """The gradients of the d: by the products, W, and by the moments, S and c."""
+    dtype, pixels = ds[0].dtype, len(gs[0])
+    each = zip(gs, ds, W.to(dtype), (S / pixels).to(dtype), (c / pixels).to(dtype), strict=True)
+    return [shaped(torch.addmm(shift, flat(d), slope).addmm_(g, w), d) for g, d, w, slope, shift in each]
 
 
 def inner(g: Tensor, features: list[Tensor], beta: Tensor) -> Tensor:

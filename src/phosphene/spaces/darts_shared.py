@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .darts_fused import Mixed, Normalised
-from .depthwise import depthwise, phases, unphases
+from .depthwise import average, depthwise, phases, unphases
 
 NONE, MAX, AVG, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)
 Asked = Mapping[int, Mapping[int, Tensor | None]]
@@ -60,7 +60,7 @@ def leave(cell: Any, source: int, x: Tensor, asked: Asked, incoming: Mapping[int
     """Compute everything that leaves one state."""
     stride = cell.leaving(source)
     pooled = {
-        option: cell.module(0, source, option)(x) for option in (MAX, AVG) if any(option in a for a in asked.values())
+        option: pool(cell, source, option, x) for option in (MAX, AVG) if any(option in a for a in asked.values())
     }
     for node, options in asked.items():
         for option, y in pooled.items():
@@ -72,6 +72,13 @@ def leave(cell: Any, source: int, x: Tensor, asked: Asked, incoming: Mapping[int
     rectified = F.relu(x)
     separable(cell, source, rectified, stride, asked, incoming)
     dilated(cell, source, rectified, stride, asked, incoming)
+
+
+def pool(cell: Any, source: int, option: int, x: Tensor) -> Tensor:
+    """A pool of a state and its BatchNorm."""
+    module = cell.module(0, source, option)
+    y: Tensor = module.norm(average(x, module.stride)) if option == AVG else module(x)
+    return y
 
 
 def separable(cell: Any, source: int, x: Tensor, stride: int, asked: Asked, incoming: Mapping[int, Incoming]) -> None:

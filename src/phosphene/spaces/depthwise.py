@@ -91,6 +91,15 @@ def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilati
     return torch.cat([left, right[..., 1:]], 3)
 
 
+def average(x: Tensor, stride: int) -> Tensor:
+    """3x3 average pool, padding not counted: a depthwise convolution, which is faster than the library's pool."""
+    if x.device.type != "cpu":
+        return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+    ones = x.new_ones(1, 1, *x.shape[2:])
+    counted = F.conv2d(ones, x.new_ones(1, 1, 3, 3), None, stride, 1)  # pixels under each window: 4, 6 or 9
+    return depthwise(x, x.new_ones(x.shape[1], 1, 3, 3), stride) / counted
+
+
 def phases(x: Tensor) -> Tensor:
     """``(N, C, H, W)`` to ``(4N, C, H/2, W/2)``: even/odd rows by even/odd columns; a dilation of 2 becomes 1 there."""
     n, c, h, w = x.shape
