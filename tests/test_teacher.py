@@ -385,7 +385,7 @@ def test_real_weights_load_as_they_are(name, file, params, norms):
     shown = teachers.show(name, checkpoint=path)
     assert (shown["params"], shown["batchnorm_layers"], shown["classes"]) == (params, norms, 10)
     loaded = teachers.load(name, checkpoint=path)
-    raw = torch.load(path, weights_only=True)["state_dict"]
+    raw = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
     state = loaded.net.state_dict()
     assert all(torch.equal(state[key.removeprefix("module.")], value) for key, value in raw.items())
     rows = loaded.logits(torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)))

@@ -239,7 +239,7 @@ def test_the_loss_falls(tmp_path):
     assert found.path.parent.name == "runs" and found.path.name.startswith("train-")
 
 
-def test_a_module_is_copied_and_needs_no_architecture(tmp_path):
+def test_a_module_is_copied_and_needs_no_architecture(tmp_path, capfd):
     net = small()
     before = copy.deepcopy(net.state_dict())
     found = train(net, data=digits(), steps=2, out=tmp_path / "a", **CPU)
@@ -247,6 +247,7 @@ def test_a_module_is_copied_and_needs_no_architecture(tmp_path):
     assert not (tmp_path / "a" / "arch.json").exists() and found.architecture is None
     again = train(net, data=digits(), steps=2, out=tmp_path / "a", **CPU)
     assert same(again.net.state_dict(), found.net.state_dict()) and again.result == found.result
+    assert "is finished" in capfd.readouterr().err
     with pytest.raises(RunError, match="another run"):
         train(small(1), data=digits(), steps=2, out=tmp_path / "a", **CPU)
 

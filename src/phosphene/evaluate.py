@@ -15,6 +15,7 @@ from . import teacher as teachers
 from .dataset import ImageDataset
 from .errors import DatasetError, SettingsError
 from .hardware import machine as decide_machine
+from .progress import say
 from .run import Run
 from .teacher import Teacher, open_test
 from .train import Trained
@@ -62,10 +63,11 @@ def evaluate(
     figures = {"mean": list(network.mean), "std": list(network.std), "batch": batch}
     folder = Run.open("evaluate", figures, [network.fingerprint, data.fingerprint], out, machine, estimate=estimate)
     if folder.finished is not None:
+        say(f"{folder.path} is finished")
         return folder.finished
 
     logits = torch.zeros(len(data), network.classes)
-    for step in folder.steps("evaluate", -(-len(data) // batch), logits=logits):
+    for step in folder.steps("evaluate", -(-len(data) // batch), title="evaluate", logits=logits):
         index = torch.arange(step * batch, min((step + 1) * batch, len(data)))
         logits[index] = network.logits(data.pixels(index), machine, batch)
     names = network.class_names or data.card.class_names or range(network.classes)

@@ -25,6 +25,7 @@ from .dataset import ImageDataset, batches
 from .errors import DatasetError, SettingsError
 from .hardware import Machine
 from .hardware import machine as decide_machine
+from .progress import say
 from .published import TrainingRecipe, effective, learning_rate, length
 from .run import Run
 from .sources import read_network as load_network
@@ -53,7 +54,7 @@ class Trained:
 def train(
     arch: Annotated[
         Architecture | nn.Module | str,
-        "what to train: a run folder of a search, an arch.json, a published cell like DARTS_V2, or cifar-resnet8",
+        "what to train: a run folder of a search, an arch.json, a published cell like darts-v2, or cifar-resnet8",
     ],
     *,
     data: Annotated[ImageDataset | str | None, "the data set to train on"] = None,
@@ -131,6 +132,7 @@ def train(
         same = {"fingerprint": weights.digest(final, info["mean"], info["std"])}  # as evaluate's results have it
         result = run.finish({"loss": loss, "steps": total, "images": len(data), **size, **same})
     else:
+        say(f"{run.path} is finished")
         final, bare = _final(net, design)
         final.load_state_dict(weights.read(run.path / "weights.safetensors"))
         result = run.finished
@@ -150,7 +152,7 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
     objective = objectives.distillation(recipe.temperature, squared=True)  # gradients of one size whatever T is
     forward = machine.compiled(cell_net.forward_auxiliary if recipe.auxiliary else net)
 
-    for step in run.steps("train", total, net=net, opt=opt, loss=loss_sum):
+    for step in run.steps("train", total, title="train", net=net, opt=opt, loss=loss_sum):
         if step % epoch == 0:
             loss_sum.zero_()
         for group in opt.param_groups:
