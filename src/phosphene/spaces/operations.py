@@ -5,8 +5,11 @@ Every operation maps ``(N, C, H, W)`` to ``(N, C', ceil(H / stride), ceil(W / st
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
+
+from .depthwise import depthwise, phases, unphases
 
 OPERATIONS = (
     "none",
@@ -66,6 +69,24 @@ class ReLUConvBN(nn.Sequential):
         )
 
 
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise convolution; where gradients are wanted on a CPU they take the fast kernels of `depthwise`."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, padding: int, dilation: int) -> None:
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+        self.keeps_size = padding == dilation * (kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or not self.keeps_size:
+            return super().forward(x)
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        stride, dilation = self.stride[0], self.dilation[0]
+        if dilation == 2 and stride == 1 and x.shape[2] % 2 == x.shape[3] % 2 == 0:
+            return unphases(depthwise(phases(x), self.weight))
+        return depthwise(x, self.weight, stride, dilation)
+
+
 class DilConv(nn.Sequential):
     """ReLU, depthwise convolution with holes (dilation 2), pointwise convolution, BatchNorm."""
 
@@ -82,7 +103,7 @@ class DilConv(nn.Sequential):
         padding = dilation * (kernel // 2) if padding is None else padding
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(inputs, inputs, kernel, stride, padding, dilation, groups=inputs, bias=False),
+            DepthwiseConv(inputs, kernel, stride, padding, dilation),
             nn.Conv2d(inputs, outputs, 1, bias=False),
             nn.BatchNorm2d(outputs, affine=affine),
         )
