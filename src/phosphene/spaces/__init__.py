@@ -74,8 +74,9 @@ def architecture(
         return _changed(text, classes, shape, settings)
     name = str(text).strip()
     here: dict[str, Any] = {"classes": 10 if classes is None else classes, "shape": tuple(shape or (3, 32, 32))}
-    if name in NAMED:
-        return NAMED[name](**here, **settings)
+    published_name = name.lower().replace("_", "-")  # DARTS_V2 as the authors write it
+    if published_name in NAMED:
+        return NAMED[published_name](**here, **settings)
     if name.startswith("Genotype("):
         return _darts(name, **here, **settings)
     from ..models import MODELS
