@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .statistics import ConvNorm, Geometry, Norm, Watch
+from .kernel import Kernel
+from .statistics import ConvNorm, Norm, Watch, subsample
 
 Inside = Callable[[Tensor], tuple[Tensor, list[Tensor]]]
 """Inputs -> logits, and for each BatchNorm layer in order of execution E[z] and E[z²], ``(2, C)``."""
@@ -79,6 +80,9 @@ def rewrite(net: nn.Module, dtype: torch.dtype) -> tuple[fx.GraphModule, list[La
     traced = fx.GraphModule(net, graph)
     calls = [node for node in graph.nodes if isinstance(_module(traced, node), _BatchNorm)]
     done = [_replace(traced, node, name, dtype) for name, node in _numbered((str(node.target), node) for node in calls)]
+    for node in graph.nodes:
+        if (stride := _subsampling(node)) is not None:
+            node.target, node.args = subsample, (node.args[0], stride)
     output = next(node for node in graph.nodes if node.op == "output")
     logits = output.args[0]
     head = _module(traced, logits) if isinstance(logits, fx.Node) else None
@@ -107,19 +111,12 @@ class _Tracer(fx.Tracer):
 class _Folded(nn.Module):
     """A convolution with BatchNorm folded in, and the addition and ReLU that follow it."""
 
-    weight: Tensor
-    flipped: Tensor | None
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> None:
+    def __init__(self, kernel: Kernel, relu: bool) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
-        self.register_buffer("flipped", geometry.flipped(weight))
-        self.register_buffer("bias", bias)
-        self.geometry, self.relu = geometry, relu
+        self.kernel, self.relu = kernel, relu
 
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Any:
-        return ConvNorm.apply(x, skip, self.weight, self.flipped, self.bias, self.geometry, self.relu)
+        return ConvNorm.apply(x, skip, self.kernel, self.relu)
 
 
 class _Affine(nn.Module):
@@ -166,8 +163,9 @@ def _replace(traced: fx.GraphModule, node: fx.Node, name: str, dtype: torch.dtyp
     bias = (shift + offset).to(dtype)
     weight = (conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype)
     layer = Layer(name, plain.mean, plain.var, scale, bias.double() - offset)  # the shift that rounding has left
-    geometry = Geometry(*((p, q) for p, q in (conv.stride, conv.padding, conv.dilation)), conv.groups)  # type: ignore
-    return layer, _substitute(traced, [x, *chain], _Folded(weight, bias, geometry, relu), (x.args[0], skip))
+    pairs = [(p, q) for p, q in (conv.stride, conv.padding, conv.dilation)]  # type: ignore[misc]
+    folded = _Folded(Kernel(weight, bias, pairs[0], pairs[1], pairs[2], conv.groups), relu)
+    return layer, _substitute(traced, [x, *chain], folded, (x.args[0], skip))
 
 
 def _foldable(conv: nn.Conv2d, norm: _BatchNorm, scale: Tensor, shift: Tensor) -> bool:
@@ -195,6 +193,16 @@ def _following(traced: fx.GraphModule, node: fx.Node, sums: bool) -> tuple[list[
     if after is not None and (type(_module(traced, after)) is nn.ReLU or after.target in RELUS):
         chain.append(after)
     return chain, skip
+
+
+def _subsampling(node: fx.Node) -> tuple[int, int] | None:
+    """The stride of ``x[:, :, ::s, ::s]``, as the shortcut without parameters has it."""
+    index = node.args[1] if node.target is operator.getitem else None
+    if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(i, slice) for i in index):
+        return None
+    strides = [i.step or 1 for i in index if i.start is None and i.stop is None]
+    whole = len(strides) == 4 and strides[:2] == [1, 1] and min(strides) > 0
+    return (strides[2], strides[3]) if whole else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

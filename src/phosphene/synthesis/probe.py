@@ -7,6 +7,7 @@ differentiated thousands of times and only with respect to its input: see docs/d
 from __future__ import annotations
 
 import contextlib
+import io
 from copy import deepcopy
 from typing import Protocol
 
@@ -71,7 +72,8 @@ class Probe:
         trial = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self._machine.device)
         slow, layers = watch(self._machine.place(deepcopy(net)), trial)
         low = torch.bfloat16 if self._machine.precision == "bf16" else torch.float32
-        with contextlib.suppress(Exception):  # tracing may fail in as many ways as there are networks
+        # tracing may fail in as many ways as there are networks, and torch.fx prints them
+        with contextlib.suppress(Exception), contextlib.redirect_stderr(io.StringIO()):
             if _agree((slow, layers), rewrite(deepcopy(net), torch.float32), trial):
                 traced, folded = rewrite(net, low)
                 fast = self._machine.place(traced)

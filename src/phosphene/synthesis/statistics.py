@@ -7,14 +7,14 @@ first two moments of a tensor over batch and pixels; in backward the two moments
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from .kernel import Kernel, convolution_sum, fusable
 
 
 def moments(x: Tensor) -> Tensor:
@@ -48,38 +48,11 @@ def _masked(gradient: Tensor, like: Tensor) -> Tensor:
     return masked.view(torch.bfloat16)
 
 
-@cache
-def _onednn() -> bool:
-    """Whether oneDNN's in-place sum after a convolution (torch's own compiler emits it) is here and right."""
-    try:
-        x, total = (torch.full((1, 16, 2, 2), value) for value in (2.0, 1.0))
-        x, total = _dense(x), _dense(total)
-        return bool((_add_affine_fused(total, x, torch.full((16,), 3.0), torch.full((16,), 0.5)) == 7.5).all())
-    except (AttributeError, RuntimeError, TypeError):
-        return False
-
-
-def _fusable(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.ndim == 4 and _onednn()
-
-
-def _convolution_sum(
-    total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any, dilation: Any, groups: int
-) -> Tensor:
-    """total += conv(x), of stride 1, added while it is written: one pass less over both."""
-    fused: Any = torch.ops.mkldnn._convolution_pointwise_.binary
-    return fused(total, x, weight, bias, padding, [1, 1], dilation, groups, "add", None, None, [], None)  # type: ignore
-
-
-def _add_affine_fused(total: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    kernel = slope.to(x.dtype).view(-1, 1, 1, 1)  # an affine map of each channel is a 1x1 depthwise convolution
-    return _convolution_sum(total, x, kernel, offset.to(x.dtype), [0, 0], [1, 1], len(slope))
-
-
 def _add_affine(total: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     """total += slope·x + offset in place, `slope` and `offset` float32 ``(C,)``; returns `total`."""
-    if _fusable(x):
-        return _add_affine_fused(total, x, slope, offset)
+    if fusable(x):  # an affine map of each channel is a 1x1 depthwise convolution
+        kernel = slope.to(x.dtype).view(-1, 1, 1, 1)
+        return convolution_sum(total, x, kernel, offset.to(x.dtype), [0, 0], [1, 1], len(slope))
     shape = [1, -1] + [1] * (x.ndim - 2)
     return total.addcmul_(x, slope.to(x.dtype).view(shape)).add_(offset.to(x.dtype).view(shape))
 
@@ -96,41 +69,6 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Of a 2-d convolution."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The convolution."""
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def flipped(self, weight: Tensor) -> Tensor | None:
-        """The kernel whose convolution, of stride 1, is the input's gradient; None where that takes more than one."""
-        fits = (d * (k - 1) >= p for p, d, k in zip(self.padding, self.dilation, weight.shape[2:], strict=True))
-        one = self.groups == 1 and self.stride == (1, 1) and all(fits)
-        return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last) if one else None
-
-    def backward(
-        self, gradient: Tensor, weight: Tensor, flipped: Tensor | None, size: torch.Size, onto: Tensor | None
-    ) -> Tensor:
-        """The gradient of an input of this size, added in place to what has reached it otherwise (`onto`)."""
-        sides = list(zip(gradient.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True))
-        if onto is not None and flipped is not None and _fusable(gradient):
-            padding = [dilation * (kernel - 1) - pad for _, _, pad, dilation, kernel in sides]
-            return _convolution_sum(onto, gradient, flipped, None, padding, self.dilation, 1)
-        rest = [
-            whole - ((out - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1)
-            for whole, (out, stride, padding, dilation, kernel) in zip(size[2:], sides, strict=True)
-        ]
-        found = F.conv_transpose2d(gradient, weight, None, self.stride, self.padding, rest, self.groups, self.dilation)
-        return found if onto is None else found.add_(onto)
-
-
 class ConvNorm(torch.autograd.Function):
     """(relu?)(conv(x) + skip?) with BatchNorm folded into the convolution, and the moments of conv(x).
 
@@ -139,22 +77,13 @@ class ConvNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        skip: Tensor | None,
-        weight: Tensor,
-        flipped: Tensor | None,
-        bias: Tensor,
-        geometry: Geometry,
-        relu: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, skip: Tensor | None, kernel: Kernel, relu: bool) -> tuple[Tensor, Tensor, Tensor]:
         """`x` ``(N, C, H, W)``, `skip` of the output's shape -> output, ``(2, channels)``, x."""
-        z = geometry.forward(x, weight, bias)
+        z = kernel(x)
         y = z if skip is None else z + skip
         y = rectify(y, inplace=skip is not None) if relu else y
-        ctx.save_for_backward(z, y if relu and skip is not None else None, weight, flipped)
-        ctx.geometry, ctx.relu, ctx.skips, ctx.size = geometry, relu, skip is not None, x.shape
+        ctx.save_for_backward(z, y if relu and skip is not None else None)
+        ctx.kernel, ctx.relu, ctx.skips, ctx.size = kernel, relu, skip is not None, x.shape
         ctx.set_materialize_grads(False)
         return y, moments(z), x.view_as(x)
 
@@ -164,17 +93,16 @@ class ConvNorm(torch.autograd.Function):
         ctx: Any, gradient: Tensor | None, statistics: Tensor | None, others: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `x` and `skip`."""
-        z, y, weight, flipped = ctx.saved_tensors
+        z, y = ctx.saved_tensors
         gradient = torch.zeros_like(z) if gradient is None else _dense(gradient)
         total = _masked(gradient, z if y is None else y) if ctx.relu else gradient
         through = total if ctx.skips else None
         if statistics is not None:
             total = _with_moments(total.clone() if ctx.skips or not ctx.relu else total, z, statistics)
         if not ctx.needs_input_grad[0]:
-            return None, through, None, None, None, None, None
+            return None, through, None, None
         others = None if others is None else _dense(others)
-        inputs = ctx.geometry.backward(total, weight, flipped, ctx.size, others)
-        return inputs, through, None, None, None, None, None
+        return ctx.kernel.input_gradient(total, ctx.size, others), through, None, None
 
 
 class Norm(torch.autograd.Function):
@@ -220,3 +148,27 @@ class Watch(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         total = torch.zeros_like(x) if gradient is None else _dense(gradient)
         return total if statistics is None else _with_moments(total.clone(), x, statistics)
+
+
+class Subsample(torch.autograd.Function):
+    """Every `stride`-th pixel; its gradient keeps the memory layout of the network, which slicing's own does not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: tuple[int, int]) -> Tensor:
+        """``(N, C, H, W)`` -> ``(N, C, H', W')``."""
+        ctx.stride, ctx.size = stride, x.shape
+        return x[:, :, :: stride[0], :: stride[1]]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """The gradient of `x`."""
+        total = gradient.new_zeros(1).expand(ctx.size).contiguous(memory_format=torch.channels_last)
+        total[:, :, :: ctx.stride[0], :: ctx.stride[1]] = gradient
+        return total, None
+
+
+def subsample(x: Tensor, stride: tuple[int, int]) -> Tensor:
+    """`Subsample` as a function, which a traced graph can call by its name."""
+    result: Tensor = Subsample.apply(x, stride)
+    return result
