@@ -6,6 +6,7 @@ and text from a command line.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import types
 import typing
@@ -61,10 +62,20 @@ class Setting:
 
 def settings(function: Callable[..., Any]) -> tuple[Setting, ...]:
     """The settings of a command function, in the order of its signature."""
-    hints = typing.get_type_hints(function, include_extras=True)
+    names = _Names(getattr(inspect.unwrap(function), "__globals__", {}))
+    hints = typing.get_type_hints(function, localns=names, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
     takes = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return tuple(_setting(p.name, hints.get(p.name, str), p.default) for p in takes if not p.name.startswith("_"))
+
+
+class _Names(dict[str, Any]):
+    """A module's names; a type that is imported for type checkers only stands for an object in memory."""
+
+    def __missing__(self, name: str) -> Any:
+        if hasattr(builtins, name):
+            return getattr(builtins, name)
+        return type(name, (), {})
 
 
 def summary(function: Callable[..., Any]) -> str:
