@@ -309,3 +309,38 @@ def test_bf16_moments_of_a_shifted_tensor(offset: float) -> None:
     assert torch.allclose(mean, exact.mean((0, 2, 3)), rtol=1e-3, atol=1e-3)
     tolerance = 1e-3 * (1 + offset**2)
     assert torch.allclose(square - mean.square(), exact.var((0, 2, 3), correction=0), atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 4), (4, 2)])
+def test_small_images_by_winograd(size: tuple[int, int]) -> None:
+    """The whole kernel and its input gradient, with many channels and few pixels, in bfloat16."""
+    from phosphene.synthesis import kernel as module
+
+    numbers = torch.Generator().manual_seed(4)
+    width = module.WINOGRAD_CHANNELS
+    weight = torch.randn(width + 32, width, 3, 3, generator=numbers) / (3 * width**0.5)
+    bias = torch.randn(width + 32, generator=numbers)
+    x = torch.randn(5, width, *size, generator=numbers)
+    kernel = module.Kernel(weight.bfloat16(), bias.bfloat16(), (1, 1), (1, 1), (1, 1), 1)
+    low = x.bfloat16().contiguous(memory_format=torch.channels_last)
+    exact = x.double().requires_grad_()
+    expected = F.conv2d(exact, weight.double(), bias.double(), padding=1)
+    assert apart(kernel(low), expected.detach()) < 0.01
+    assert set(kernel._spectra) == {"weight"}  # it was indeed taken
+
+    gradient = torch.randn(expected.shape, generator=numbers)
+    (wanted,) = torch.autograd.grad(expected, exact, gradient.double())
+    before = torch.randn(x.shape, generator=numbers)
+    onto = before.bfloat16().contiguous(memory_format=torch.channels_last)
+    found = kernel.input_gradient(gradient.bfloat16().contiguous(memory_format=torch.channels_last), x.shape, onto)
+    assert apart(found, wanted + before.double()) < 0.01
+
+
+def test_winograd_is_exact_in_float64() -> None:
+    from phosphene.synthesis.kernel import _kernel_spectrum, winograd
+
+    numbers = torch.Generator().manual_seed(5)
+    x = torch.randn(3, 6, 4, 6, generator=numbers, dtype=torch.double)
+    weight = torch.randn(7, 6, 3, 3, generator=numbers, dtype=torch.double)
+    found = winograd(x, _kernel_spectrum(weight), None)
+    assert apart(found, F.conv2d(x, weight, padding=1)) < 1e-6

@@ -1,7 +1,7 @@
 """What a teacher's BatchNorm layers say about a batch: logits and statistics distances in one pass (DFNAS eq. 5).
 
 The probe rewrites a private copy of the teacher for the inner loop of synthesis, where the same frozen network is
-differentiated thousands of times and only with respect to its input: see docs/decisions/0002-batchnorm-probe.md.
+differentiated thousands of times and only with respect to its input: see docs/decisions/0007-batchnorm-probe.md.
 """
 
 from __future__ import annotations
