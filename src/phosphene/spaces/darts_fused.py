@@ -54,10 +54,9 @@ def accurate(device: torch.device) -> torch.dtype:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (C,) and second moments (C, C) over pixels: in the type of `x` over an image, accurate over the images."""
     images = x.permute(0, 2, 3, 1).flatten(1, 2)
-    ones = images.new_ones(len(images), 1, images.shape[1])
     pixels, dtype = len(images) * images.shape[1], accurate(x.device)
-    mean = torch.bmm(ones, images).to(dtype).sum((0, 1)) / pixels
-    return mean, torch.bmm(images.transpose(1, 2), images).to(dtype).sum(0) / pixels
+    second = torch.bmm(images.transpose(1, 2), images).to(dtype).sum(0)
+    return images.sum(1).to(dtype).sum(0) / pixels, second / pixels
 
 
 def fold(pointwise: Tensor, ds: tuple[Tensor, ...], eps: float) -> Fold:
@@ -160,9 +159,8 @@ class Mixed(torch.autograd.Function):
 
 def total(g: Tensor, count: int) -> Tensor:
     """Sum of rows of pixels of `count` images, accurate over the images."""
-    images = g.view(count, -1, g.shape[1])
-    ones = images.new_ones(count, 1, images.shape[1])
-    return torch.bmm(ones, images).to(accurate(g.device)).sum((0, 1))
+    images = g.reshape(count, -1, g.shape[1])
+    return images.sum(1).to(accurate(g.device)).sum(0)
 
 
 def through(gs: list[Tensor], ds: list[Tensor], W: Tensor, S: Tensor, c: Tensor) -> list[Tensor]:  # noqa: N803

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .darts_fused import Mixed, Normalised
+from .darts_norm import remember
 from .depthwise import average, depthwise, phases, unphases
 
 NONE, MAX, AVG, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)
@@ -145,19 +146,3 @@ def mix(terms: list[Term], features: list[tuple[Tensor, Tensor | None]]) -> Tens
 def kernels(weights: list[Tensor]) -> Tensor:
     """Pointwise kernels as one tensor (K, out, in)."""
     return torch.stack(weights).flatten(2)
-
-
-@torch.no_grad()
-def remember(norms: list[Any], mean: Tensor, var: Tensor, like: Tensor) -> None:
-    """Move the running statistics as BatchNorm does: unbiased variance; momentum None is the average of all batches."""
-    count = like.numel() // like.shape[1]
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
-    var = var * (count / max(count - 1, 1))
-    share = 1.0 / int(norms[0].num_batches_tracked) if norms[0].momentum is None else norms[0].momentum
-    for buffers, batch in ((running(norms, "mean"), mean), (running(norms, "var"), var)):
-        torch._foreach_lerp_(buffers, [row.to(buffers[0].dtype) for row in batch.unbind()], share)
-
-
-def running(norms: list[Any], what: str) -> list[Tensor]:
-    """The running statistics of these norms."""
-    return [getattr(norm, f"running_{what}") for norm in norms]

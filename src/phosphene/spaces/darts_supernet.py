@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core import Gate, Gates
 from ..errors import ArchitectureError
 from .choice import terms
+from .darts_norm import convert
 from .darts_shared import share
 from .genotype import KINDS, edge, edges
 from .operations import OPERATIONS, FactorizedReduce, ReLUConvBN, operation
@@ -116,6 +117,7 @@ class DartsSupernet(nn.Module):
         self.stem = Stem(spec)
         self.cells = nn.ModuleList(Cell(cell, nodes) for cell in planned)
         self.classifier = nn.Linear(nodes * planned[-1].channels, classes)
+        convert(self)
 
     def forward(self, inputs: Tensor, gates: Gates) -> Tensor:
         wanted = {kind: self.wanted(kind, gates) for kind in KINDS}
