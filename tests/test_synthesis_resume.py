@@ -110,7 +110,7 @@ def test_faults_anywhere_leave_no_trace(tmp_path, monkeypatch, fail, undisturbed
 
 @pytest.mark.parametrize("torn", ["close", "write"])
 def test_a_fault_while_writing(tmp_path, monkeypatch, undisturbed, torn):
-    from phosphene.dataset import Writer
+    from phosphene.journal import Writer
 
     out, real = tmp_path / "set", getattr(Writer, torn)
 

@@ -17,97 +17,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .card import Card
 from .core import Batch
 from .errors import DatasetError
+from .journal import Writer
+from .stored import CHUNK, array, centred, parts, statistics
 
 if TYPE_CHECKING:
     from .hardware import Machine
 
 Index = Tensor | np.ndarray | Sequence[int] | range
 PIXELS = ("uint8", "float16", "float32")
-CHUNK = 16 << 20  # bytes read at a time when all images are visited
-
-
-@dataclass
-class Card:
-    """What a data set is and how it came to be; `card.json` holds exactly these fields.
-
-    `shape` is (C, H, W). `mean`/`std` are the declared normalisation on the pixel scale 0..1, or None where nobody
-    declared one; `statistics` holds the measured ones. `label_view` says which view of the image the row describes.
-    """
-
-    name: str = "unnamed"
-    origin: str = "memory"
-    task: Literal["single", "multi"] = "single"
-    shape: tuple[int, int, int] = (3, 32, 32)
-    classes: int = 10
-    class_names: list[str] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    label_view: str = "full"
-    count: int = 0
-    teacher: dict[str, Any] | None = None
-    recipe: dict[str, Any] = field(default_factory=dict)
-    statistics: dict[str, Any] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        c, h, w = self.shape
-        self.shape = (int(c), int(h), int(w))
-        self.class_names = None if self.class_names is None else [str(name) for name in self.class_names]
-        if self.class_names is not None and len(self.class_names) != self.classes:
-            raise DatasetError(f"{len(self.class_names)} class names for {self.classes} classes; give one for each")
-        for key in ("mean", "std"):
-            given = getattr(self, key)
-            if given is not None:
-                setattr(self, key, [float(x) for x in given])
-                if len(given) not in (1, self.shape[0]):
-                    raise DatasetError(f"{key} has {len(given)} values for {self.shape[0]} channels; give one for each")
-        if (self.mean is None) != (self.std is None):
-            raise DatasetError("a card declares mean and std together, or neither")
-        if self.task not in ("single", "multi"):
-            raise DatasetError(f"task {self.task!r} is neither 'single' nor 'multi'")
-
-    def dumps(self) -> str:
-        """The card as JSON text, keys in a fixed order, so that equal cards are equal bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
-
-    def save(self, folder: Path) -> None:
-        """Write `card.json` into `folder` atomically."""
-        part = folder / "card.json.part"
-        part.write_text(self.dumps())
-        os.replace(part, folder / "card.json")
-
-    @classmethod
-    def load(cls, folder: Path) -> Card:
-        """Read `card.json` of `folder`; raises `DatasetError` when it is missing or damaged."""
-        path = folder / "card.json"
-        if not path.is_file():
-            raise DatasetError(_why_no_card(folder))
-        try:
-            fields = json.loads(path.read_text())
-            return cls(**{**fields, "shape": tuple(fields["shape"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path} is damaged ({error}); make or import the data set again") from error
-
-
-def _why_no_card(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder} is not a folder; name a data set made by `phosphene synthesize` or `phosphene dataset import`"
-    if any(folder.glob("journal-*.jsonl")):
-        return f"{folder} is unfinished; run the command that was making it again and it goes on"
-    return f"{folder} has no card.json, so it is no data set; `phosphene dataset import {folder} --out D` reads images"
 
 
 class Augmentation(Protocol):
@@ -185,14 +113,14 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         (N, K) with NaN = unlabelled for task `multi`. `logits`: (N, K), centred and stored as float16. `fields`: any
         field of `Card`.
         """
-        pixels = _array(images)
+        pixels = array(images)
         if pixels.dtype == np.float64:
             pixels = pixels.astype(np.float32)
         if pixels.ndim != 4:
             raise DatasetError(f"images have shape {pixels.shape}; four dimensions are needed: (N, C, H, W)")
         task = fields.get("task", "single")
-        targets = None if labels is None else _labels(_array(labels), task)
-        soft = None if logits is None else centred(_array(logits), task)
+        targets = None if labels is None else _labels(array(labels), task)
+        soft = None if logits is None else centred(array(logits), task)
         if "classes" not in fields:
             fields["classes"] = _count_classes(fields, targets, soft)
         card = Card(**{**fields, "shape": pixels.shape[1:], "count": len(pixels)})
@@ -213,7 +141,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         source = Drawn(draw, card.count, card.shape, dtype)
         if not card.statistics:
             card = dataclasses.replace(card, statistics=statistics(source, most=2048))
-        soft = None if logits is None else centred(_array(logits), card.task)
+        soft = None if logits is None else centred(array(logits), card.task)
         return cls(card, source, labels=None if labels is None else _labels(labels, card.task), logits=soft)
 
     def save(self, path: Path | str) -> ImageDataset:
@@ -222,7 +150,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         card = dataclasses.replace(self.card, count=len(self), statistics={})
         writer = Writer.create(folder, card, len(self), dtype=str(self._images.dtype), logits=self._logits is not None)
         step = max(1, CHUNK // max(1, int(np.prod(card.shape)) * self._images.dtype.itemsize))
-        for start in range(0, len(self) if writer.finished is None else 0, step):
+        for start in range(0, len(self) if not writer.finished else 0, step):
             slots = np.arange(start, min(start + step, len(self)))
             where = self._where(slots)
             writer.write(
@@ -232,7 +160,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
                 labels=None if self._labels is None else self._labels[where],
                 seeds=None if self.seeds is None else self.seeds[where],
             )
-        return writer.close()
+        writer.close()
+        return ImageDataset.open(folder)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -282,7 +211,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         targets = self._logits if self._logits is not None else self._labels
         if targets is None:
             raise self._unlabelled()
-        return np.concatenate([np.nan_to_num(targets[part], nan=-np.inf).argmax(1) for part in _parts(where, 4096)])
+        return np.concatenate([np.nan_to_num(targets[part], nan=-np.inf).argmax(1) for part in parts(where, 4096)])
 
     def _unlabelled(self) -> DatasetError:
         return DatasetError(f"data set {self.card.name!r} has neither labels nor logits; label it with a teacher first")
@@ -365,10 +294,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         digest = hashlib.sha256(self.card.dumps().encode())
         if self._index is not None:
             digest.update(self._index.tobytes())
-        for array, most in ((self._images, 64), (self._labels, 1024), (self._logits, 1024)):
-            if array is not None and len(array):
-                at = np.unique(np.linspace(0, len(array) - 1, most).astype(np.int64))
-                digest.update(np.ascontiguousarray(array[at]).tobytes())
+        for part, most in ((self._images, 64), (self._labels, 1024), (self._logits, 1024)):
+            if part is not None and len(part):
+                at = np.unique(np.linspace(0, len(part) - 1, most).astype(np.int64))
+                digest.update(np.ascontiguousarray(part[at]).tobytes())
         return digest.hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -398,6 +327,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             "targets": "logits" if self.soft else "labels" if self._labels is not None else "none",
             "mean": [round(x, 4) for x in mean.tolist()],
             "std": [round(x, 4) for x in std.tolist()],
+            **{name: value for name, value in self.card.statistics.items() if isinstance(value, float)},
             "fingerprint": self.fingerprint,
         }
 
@@ -408,47 +338,6 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-def centred(logits: np.ndarray, task: str = "single") -> np.ndarray:
-    """Logits (N, K) as they are stored: float16, the mean of each row taken off (a softmax does not see it).
-
-    float16 comes back as it is: centring what was rounded once would round it twice.
-    """
-    if logits.ndim != 2:
-        raise DatasetError(f"logits have shape {logits.shape}; (N, K) is needed")
-    if logits.dtype == np.float16:
-        return logits
-    exact = logits.astype(np.float64)
-    if task == "single":
-        exact -= exact.mean(1, keepdims=True)
-    return np.clip(exact, -65504, 65504).astype(np.float16)
-
-
-def statistics(images: Any, most: int | None = None) -> dict[str, Any]:
-    """Per-channel mean and std on the pixel scale 0..1, streamed; over `most` evenly spaced images where given."""
-    count, channels = images.shape[0], images.shape[1]
-    at = np.arange(count) if most is None or most >= count else np.linspace(0, count - 1, most).astype(np.int64)
-    step = max(1, CHUNK // max(1, int(np.prod(images.shape[1:])) * 4))
-    total, squares, n = np.zeros(channels), np.zeros(channels), 0
-    for part in _parts(at, step):
-        x = torch.from_numpy(np.array(images[part])).to(torch.float64 if images.dtype != np.uint8 else torch.float32)
-        flat = x.transpose(0, 1).reshape(channels, -1)
-        total += flat.sum(1, dtype=torch.float64).numpy()
-        squares += flat.square().sum(1, dtype=torch.float64).numpy()
-        n += flat.shape[1]
-    unit = 255.0 if images.dtype == np.uint8 else 1.0
-    mean = total / max(n, 1) / unit
-    std = np.sqrt(np.maximum(squares / max(n, 1) / unit**2 - mean**2, 0))
-    return {"mean": [round(float(x), 6) for x in mean], "std": [round(float(x), 6) for x in std]}
-
-
-def _parts(index: np.ndarray, step: int) -> Iterable[np.ndarray]:
-    return (index[i : i + step] for i in range(0, len(index), step))
-
-
-def _array(x: Any) -> np.ndarray:
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
 
 
 def _labels(labels: np.ndarray, task: str) -> np.ndarray:
@@ -474,11 +363,11 @@ def _check(card: Card, images: Any, labels: np.ndarray | None, logits: np.ndarra
     if tuple(images.shape) != (card.count, *card.shape):
         there, said = tuple(images.shape), (card.count, *card.shape)
         raise DatasetError(f"images are {there}, but the card says {said}; make or import the data set again")
-    for name, array in (("labels", labels), ("logits", logits)):
-        if array is not None and len(array) != card.count:
-            raise DatasetError(f"{len(array)} {name} for {card.count} images; import again")
-        if array is not None and array.ndim == 2 and array.shape[1] != card.classes:
-            raise DatasetError(f"{name} have {array.shape[1]} columns for {card.classes} classes; import again")
+    for name, given in (("labels", labels), ("logits", logits)):
+        if given is not None and len(given) != card.count:
+            raise DatasetError(f"{len(given)} {name} for {card.count} images; import again")
+        if given is not None and given.ndim == 2 and given.shape[1] != card.classes:
+            raise DatasetError(f"{name} have {given.shape[1]} columns for {card.classes} classes; import again")
     if labels is not None and labels.ndim == 1 and len(labels) and not 0 <= labels.min() <= labels.max() < card.classes:
         low, high = labels.min(), labels.max()
         raise DatasetError(f"labels run from {low} to {high}, outside 0..{card.classes - 1}; set the number of classes")
@@ -519,195 +408,3 @@ def batches(count: int, batch_size: int, seed: int, step: int) -> Tensor:
         return run[flat - first * count]
     epoch, position = divmod(step, count // batch_size)
     return _permutation(count, seed, epoch)[position * batch_size : (position + 1) * batch_size].clone()
-
-
-# -- writing ----------------------------------------------------------------------------------------------------------
-
-
-class Writer:
-    """Writes a data set slice by slice; may be killed at any moment and opened again, by one rank or several.
-
-    The files have their final size from the start, so the final bytes do not depend on the order of writing. A slice is
-    flushed to disk BEFORE the line that says so is appended to this rank's journal: a line is a promise. Ranks write
-    disjoint slots.
-
-        writer = Writer.create(folder, card, count)
-        for chain in chains - writer.done:
-            writer.write(slots, images, logits=logits, chain=chain)
-        data = writer.close()
-    """
-
-    def __init__(
-        self, path: Path, card: Card, arrays: dict[str, np.ndarray], rank: int, barrier: Callable[[], None]
-    ) -> None:
-        self.path, self.card, self.rank = path, card, rank
-        self.finished: ImageDataset | None = None
-        self._arrays, self._barrier = arrays, barrier
-        self._identity = hashlib.sha256(card.dumps().encode()).hexdigest()[:16]
-        self._lines = self._read()
-
-    @classmethod
-    def create(
-        cls,
-        path: Path | str,
-        card: Card,
-        count: int,
-        *,
-        logits: bool = True,
-        seeds: int = 0,
-        dtype: str = "uint8",
-        rank: int = 0,
-        barrier: Callable[[], None] = lambda: None,
-    ) -> Writer:
-        """Begin the data set of `count` images in folder `path`, or go on with it.
-
-        `logits` False: integer labels instead. `seeds`: columns of seeds.npy, 0 for none. `barrier`: waits for all
-        ranks, needed when there are several. `finished` is set when the folder already holds this very data set. Raises
-        `DatasetError` when it holds another one.
-        """
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        card = dataclasses.replace(card, count=count)
-        shapes: dict[str, tuple[str, tuple[int, ...]]] = {"images": (dtype, (count, *card.shape))}
-        if logits:
-            shapes["logits"] = ("float16", (count, card.classes))
-        elif card.task == "multi":
-            shapes["labels"] = ("float32", (count, card.classes))
-        else:
-            shapes["labels"] = ("int64", (count,))
-        if seeds:
-            shapes["seeds"] = ("int32", (count, seeds))
-        finished = _finished(folder, card)
-        arrays = {} if finished else {name: _allocate(folder / f"{name}.npy", *spec) for name, spec in shapes.items()}
-        writer = cls(folder, card, arrays, rank, barrier)
-        writer.finished = finished
-        return writer
-
-    @property
-    def done(self) -> set[int]:
-        """The chains that are safely on disk, whichever rank wrote them."""
-        return {line["chain"] for line in self._lines}
-
-    @property
-    def facts(self) -> dict[int, dict[str, Any]]:
-        """What `write` was told about each chain, in the order of chains."""
-        return {line["chain"]: line["facts"] for line in sorted(self._lines, key=lambda line: line["chain"])}
-
-    def write(
-        self,
-        slots: Index,
-        images: np.ndarray | Tensor,
-        *,
-        logits: np.ndarray | Tensor | None = None,
-        labels: np.ndarray | Tensor | None = None,
-        seeds: np.ndarray | Tensor | None = None,
-        chain: int | None = None,
-        facts: dict[str, Any] | None = None,
-    ) -> None:
-        """Write images (n, C, H, W) and their targets into these slots; on return they survive a crash.
-
-        `chain`: the number by which `done` knows this slice (default: its first slot). `facts`: JSON to keep with it.
-        """
-        if self.finished is not None:
-            raise DatasetError(f"{self.path} is finished; nothing more can be written into it")
-        at = slots.numpy() if isinstance(slots, Tensor) else np.asarray(slots)
-        given = {"images": images, "logits": logits, "labels": labels, "seeds": seeds}
-        for name, array in self._arrays.items():
-            if given[name] is None:
-                if name == "labels":  # a set nobody labelled yet
-                    continue
-                raise DatasetError(f"{self.path} expects {name} with every slice")
-            values = _array(given[name])
-            array[at] = centred(values, self.card.task) if name == "logits" else values
-        for array in self._arrays.values():
-            array.flush()  # type: ignore[attr-defined]
-        line = {
-            "chain": int(at[0]) if chain is None else int(chain),
-            "slots": _ranges(at),
-            "facts": facts or {},
-            "of": self._identity,
-        }
-        _append(self.path / f"journal-{self.rank}.jsonl", json.dumps(line, sort_keys=True))
-        self._lines.append(line)
-
-    def close(self, **fields: Any) -> ImageDataset:
-        """Check that every slot is written, measure, write the card with `fields`, remove the journals.
-
-        All ranks call it; rank 0 does it. Raises `DatasetError` when slots are missing.
-        """
-        self._barrier()
-        try:
-            if self.rank == 0 and self.finished is None:
-                self._lines = self._read()
-                self._complete()
-                card = dataclasses.replace(self.card, **fields)
-                card.statistics = {**statistics(self._arrays["images"]), **card.statistics}
-                card.save(self.path)
-                for journal in self.path.glob("journal-*.jsonl"):
-                    journal.unlink()
-        finally:
-            self._barrier()
-        return ImageDataset.open(self.path)
-
-    def _complete(self) -> None:
-        seen = np.zeros(self.card.count, dtype=bool)
-        for line in self._lines:
-            for start, stop in line["slots"]:
-                seen[start:stop] = True
-        if not seen.all():
-            missing = np.flatnonzero(~seen)
-            lack = f"lacks {len(missing)} of {len(seen)} images (the first is {missing[0]})"
-            raise DatasetError(f"{self.path} {lack}; run the same command again")
-
-    def _read(self) -> list[dict[str, Any]]:
-        lines = []
-        for journal in sorted(self.path.glob("journal-*.jsonl")):
-            for text in journal.read_text().splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # torn by a kill: its slice is written again
-                if line["of"] != self._identity:
-                    raise DatasetError(f"{self.path} holds another unfinished data set; name another --out")
-                lines.append(line)
-        return lines
-
-
-def _finished(folder: Path, card: Card) -> ImageDataset | None:
-    if not (folder / "card.json").exists() or any(folder.glob("journal-*.jsonl")):
-        return None
-    there = ImageDataset.open(folder)
-    same = ("name", "origin", "task", "shape", "classes", "count", "recipe", "label_view", "teacher", "mean", "std")
-    one, two = (json.loads(each.dumps()) for each in (there.card, card))  # tuples and lists are the same there
-    if any(one[key] != two[key] for key in same):
-        raise DatasetError(f"{folder} holds another data set ({there!r}); name another --out or remove it")
-    return there
-
-
-def _allocate(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A mapped .npy of its final size. Ranks may race here: all write the same header and the same length."""
-    header = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype)) | {"shape": shape}
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.truncate(file.tell() + int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize)
-    return np.lib.format.open_memmap(path, mode="r+")
-
-
-def _append(path: Path, text: str) -> None:
-    with open(path, "a+b") as file:
-        if file.tell() and not _ends_line(file):  # a torn line of a killed run must not swallow this one
-            file.write(b"\n")
-        file.write(text.encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _ends_line(file: Any) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return bool(file.read(1) == b"\n")
-
-
-def _ranges(slots: np.ndarray) -> list[list[int]]:
-    """Slots as [start, stop) pairs: [3, 4, 5, 9] -> [[3, 6], [9, 10]]."""
-    breaks = np.flatnonzero(np.diff(slots) != 1) + 1
-    return [[int(run[0]), int(run[-1]) + 1] for run in np.split(slots, breaks) if len(run)]

@@ -21,8 +21,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from .dataset import Card, ImageDataset, Writer
+from .card import Card
+from .dataset import ImageDataset
 from .errors import DatasetError, MissingExtra
+from .journal import Writer
 from .teacher import read_names, read_size
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
@@ -167,7 +169,8 @@ def _write(found: Found, card: Card, out: Path) -> ImageDataset:
         if start not in writer.done:
             slots = range(start, min(start + CHUNK, len(found.labels)))
             writer.write(slots, found.read(slots), labels=found.labels[slots.start : slots.stop])
-    return writer.close()
+    writer.close()
+    return ImageDataset.open(out)
 
 
 def _kind(source: str) -> str:

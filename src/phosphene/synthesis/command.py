@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..dataset import Card, ImageDataset, Writer
+from ..card import Card
+from ..dataset import ImageDataset
 from ..errors import SettingsError
 from ..hardware import machine as decide_machine
+from ..journal import Writer
 from ..objectives import bn_distance, total_variation
 from ..progress import span
 from ..run import Run
@@ -131,7 +133,7 @@ def _synthesize(plan: Plan, inverter: Inverter, run: Run, shares: list[float]) -
     began, made = time.monotonic(), 0
     for chain in mine:
         last = plan.number(chain, plan.recipe.rounds - 1)
-        if writer is None or (writer.finished is None and last not in writer.done):
+        if writer is None or (not writer.finished and last not in writer.done):
             keeper = Keeper(chain, plan, inverter, writer)
             title = _title(chain, plan, (time.monotonic() - began) / made * (mine.stop - chain) if made else None)
             synthesize_chain(chain, keeper.classes, inverter, run, keeper, alike=len(mine), title=title)
@@ -139,11 +141,11 @@ def _synthesize(plan: Plan, inverter: Inverter, run: Run, shares: list[float]) -
     if writer is None:
         run.finish({})  # raises the estimate
     assert writer is not None
-    data = writer.finished
-    if data is None:
+    if not writer.finished:
         here.barrier()
         everyone = Writer.create(run.path, card, plan.images, seeds=len(SEEDS))  # reads the journals of all ranks
-        data = writer.close(statistics=_summary(everyone.facts, plan))
+        writer.close(statistics=_summary(everyone.facts, plan))
+    data = ImageDataset.open(run.path)
     run.finish({"images": len(data), **data.card.statistics})
     return data
 

@@ -8,10 +8,12 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
-from ..dataset import Card, ImageDataset, Writer
+from ..card import Card
+from ..dataset import ImageDataset
 from ..errors import SettingsError
 from ..hardware import Machine
 from ..hardware import machine as decide_machine
+from ..journal import Writer
 from ..run import Run
 from ..teacher import Teacher
 from ..teacher import load as load_teacher
@@ -77,13 +79,14 @@ def noise(
         chunk = chunks[step]
         pixels = draw(chunk, spectrum, amplitude, loaded, seed)[: images - chunk * CHUNK]
         logits = loaded.logits(pixels, Machine(here.device, "fp32"))
-        if writer is not None and writer.finished is None:
+        if writer is not None and not writer.finished:
             slots = range(chunk * CHUNK, chunk * CHUNK + len(pixels))
             writer.write(slots, pixels, logits=logits, chain=chunk)
     if writer is None:
         run.finish({})  # raises the estimate
     assert writer is not None
-    data = writer.finished or writer.close()
+    writer.close()
+    data = ImageDataset.open(run.path)
     run.finish({"images": len(data)})
     return data
 
