@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -163,8 +163,8 @@ def _replace(traced: fx.GraphModule, node: fx.Node, name: str, dtype: torch.dtyp
     bias = (shift + offset).to(dtype)
     weight = (conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype)
     layer = Layer(name, plain.mean, plain.var, scale, bias.double() - offset)  # the shift that rounding has left
-    pairs = [(p, q) for p, q in (conv.stride, conv.padding, conv.dilation)]  # type: ignore[misc]
-    folded = _Folded(Kernel(weight, bias, pairs[0], pairs[1], pairs[2], conv.groups), relu)
+    stride, padding, dilation = (cast(tuple[int, int], pair) for pair in (conv.stride, conv.padding, conv.dilation))
+    folded = _Folded(Kernel(weight, bias, stride, padding, dilation, conv.groups), relu)
     return layer, _substitute(traced, [x, *chain], folded, (x.args[0], skip))
 
 
@@ -198,11 +198,13 @@ def _following(traced: fx.GraphModule, node: fx.Node, sums: bool) -> tuple[list[
 def _subsampling(node: fx.Node) -> tuple[int, int] | None:
     """The stride of ``x[:, :, ::s, ::s]``, as the shortcut without parameters has it."""
     index = node.args[1] if node.target is operator.getitem else None
-    if not isinstance(index, tuple) or len(index) != 4 or not all(isinstance(i, slice) for i in index):
+    if not isinstance(index, tuple):
         return None
-    strides = [i.step or 1 for i in index if i.start is None and i.stop is None]
-    whole = len(strides) == 4 and strides[:2] == [1, 1] and min(strides) > 0
-    return (strides[2], strides[3]) if whole else None
+    steps = [i.step for i in index if isinstance(i, slice) and i.start is None and i.stop is None]
+    if len(index) != 4 or len(steps) != 4 or steps[:2] != [None, None]:
+        return None
+    first, second = (1 if step is None else step for step in steps[2:])
+    return (first, second) if isinstance(first, int) and isinstance(second, int) else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -233,6 +235,7 @@ def _substitute(traced: fx.GraphModule, chain: list[fx.Node], module: nn.Module,
 def _pass_on(traced: fx.GraphModule, x: fx.Node, moments: fx.Node) -> None:
     """Let later users of a convolution's input have it from the convolution, so that their gradients meet there."""
     pair = moments.args[0]
+    assert isinstance(pair, fx.Node)
     with traced.graph.inserting_after(moments):
         same = traced.graph.call_function(operator.getitem, (pair, 2))
     x.replace_all_uses_with(same, delete_user_cb=lambda user: user is not pair and pair < user)

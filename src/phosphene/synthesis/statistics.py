@@ -7,6 +7,7 @@ first two moments of a tensor over batch and pixels; in backward the two moments
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .kernel import Kernel, convolution_sum, fusable
+
+_threshold: Callable[[Tensor, Tensor, float], Tensor] = torch.ops.aten.threshold_backward
 
 
 def moments(x: Tensor) -> Tensor:
@@ -43,9 +46,8 @@ def rectify(x: Tensor, inplace: bool = False) -> Tensor:
 def _masked(gradient: Tensor, like: Tensor) -> Tensor:
     """The gradient where `like` is positive, else 0; always a new tensor."""
     if gradient.dtype != torch.bfloat16 or gradient.device.type != "cpu":
-        return torch.ops.aten.threshold_backward(gradient, like, 0)
-    masked = torch.ops.aten.threshold_backward(gradient.view(torch.int16), like.view(torch.int16), 0)
-    return masked.view(torch.bfloat16)
+        return _threshold(gradient, like, 0)
+    return _threshold(gradient.view(torch.int16), like.view(torch.int16), 0).view(torch.bfloat16)
 
 
 def _add_affine(total: Tensor, x: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
