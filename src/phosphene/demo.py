@@ -23,8 +23,9 @@ from .train import Trained, train
 
 NEAR, ABOVE = 3.0, 10.0  # points: within the teacher, and above noise
 MADE = {"images": 1000, "iterations": 100}  # the preset's 40 leave the statistics of 8x8 images half matched
-SEARCHED = {"channels": 8, "cells": 3, "final_channels": 16, "final_cells": 3}
-TRAINED = {"recipe": "short", "steps": 300, "batch": 64, "flip": False, "teacher": "digits"}
+SEARCHED = {"epochs": 3, "batch": 64, "lr": 0.1, "alpha_lr": 0.01, "channels": 8, "cells": 3}
+FINAL = {"final_channels": 16, "final_cells": 3}
+TRAINED = {"recipe": "short", "steps": 500, "batch": 32, "weight_decay": 5e-3, "flip": False, "teacher": "digits"}
 
 
 class Flags(NamedTuple):
@@ -60,9 +61,8 @@ def demo(
     flags = Flags(device, precision, estimate)
     if estimate:
         raise Estimate(_needs(folder, flags, seeds))
-    test = open_test("digits")
-    rounds = [_round(folder / f"seed-{s}", s, test, flags) for s in range(seed, seed + seeds)]
-    teacher = evaluate(load("digits"), data=test, out=folder / "teacher", device=device)["top1"]
+    rounds = _side_by_side(folder, range(seed, seed + seeds), flags)
+    teacher = evaluate(load("digits"), data=open_test("digits"), out=folder / "teacher", device=device)["top1"]
     means = {name: sum(r[name] for r in rounds) / seeds for name in ("found", "noise", "random")}
     result = {"teacher": teacher, **means, "seeds": seeds, "verdict": verdict(teacher, means["found"], means["noise"])}
     page = _report(folder, seed)
@@ -83,14 +83,26 @@ def verdict(teacher: float, found: float, noise: float) -> str:
     return f"the found network is within {NEAR:g} points of the teacher and more than {ABOVE:g} above noise"
 
 
-def _round(folder: Path, seed: int, test: ImageDataset, flags: Flags) -> dict[str, float]:
+def _side_by_side(folder: Path, seeds: range, flags: Flags) -> list[dict[str, float]]:
+    """A process with one thread for each seed, as far as there are cores: networks this small gain nothing from two."""
+    import joblib
+
+    jobs = min(len(seeds), joblib.cpu_count()) if flags.device == "cpu" else 1
+    if jobs == 1:
+        return [_round(folder / f"seed-{seed}", seed, flags) for seed in seeds]
+    with joblib.parallel_config("loky", inner_max_num_threads=1):
+        return list(joblib.Parallel(jobs)(joblib.delayed(_round)(folder / f"seed-{s}", s, flags) for s in seeds))
+
+
+def _round(folder: Path, seed: int, flags: Flags) -> dict[str, float]:
     """One seed: synthesize, search, train three networks, test them."""
     say(f"seed {seed}: synthesize, search, train, test")
+    test = open_test("digits")
     made = synthesize("digits", **MADE, out=folder / "made", seed=seed, **flags._asdict())
     nothing = noise("digits", images=MADE["images"], out=folder / "noise", seed=seed, **flags._asdict())
     found = _search(made, folder / "search", seed, flags)
     size = found.result["params"]
-    drawn = random(made, params=f"{0.9 * size:.0f}..{1.1 * size:.0f}", out=folder / "drawn", seed=seed, **_final())
+    drawn = random(made, params=f"{0.9 * size:.0f}..{1.1 * size:.0f}", out=folder / "drawn", seed=seed, **FINAL)
     networks = {
         "found": _train(found, made, folder / "found", seed, flags),
         "noise": _train(found, nothing, folder / "found-on-noise", seed, flags),
@@ -103,11 +115,7 @@ def _round(folder: Path, seed: int, test: ImageDataset, flags: Flags) -> dict[st
 
 
 def _search(data: ImageDataset, out: Path | None, seed: int, flags: Flags) -> Found:
-    return darts(data, epochs=3, batch=64, lr=0.1, alpha_lr=0.01, out=out, seed=seed, **SEARCHED, **flags._asdict())
-
-
-def _final() -> dict[str, int]:
-    return {name: value for name, value in SEARCHED.items() if name.startswith("final")}
+    return darts(data, out=out, seed=seed, **SEARCHED, **FINAL, **flags._asdict())
 
 
 def _train(found: Found, data: ImageDataset, out: Path | None, seed: int, flags: Flags) -> Trained:
@@ -131,7 +139,7 @@ def _rounded(scores: dict[str, float]) -> dict[str, float]:
 def _needs(folder: Path, flags: Flags, seeds: int) -> dict[str, Any]:
     """What each part says it needs, added up; noise stands for the images that are not made yet."""
     data = noise("digits", images=MADE["images"])
-    drawn = random(data, **_final())
+    drawn = random(data, **FINAL)
     parts = {
         "synthesize": (1, lambda: synthesize("digits", **MADE, **flags._asdict())),
         "search": (1, lambda: _search(data, None, 0, flags)),
