@@ -7,7 +7,9 @@ allocator). The three take turns; a figure is the least of its repeats, in proce
 clock shows on an idle machine, and unlike it unmoved by neighbours. Memory is the peak of the resident set above what
 it was before the first step.
 
-    python bench/darts.py [--quick]
+    python bench/darts.py [--quick] [--cells N] [--batch N]
+
+The full size needs 20 GB of memory, `--batch 32` half of that.
 
 Last line: `ratio: X.XX`, textbook / ours with its default settings, geometric mean of first and second order.
 """
@@ -287,6 +289,10 @@ def peak() -> int:
 
 def child(which: str, cells: int, batch: int) -> None:
     """Take a step of the order that each line of standard input names; answer with its seconds and the peak so far."""
+    torch.set_num_threads(1)
+    if which == "agreement":
+        print(json.dumps(agreement(cells)), flush=True)
+        return
     torch.manual_seed(0)
     alphas = [torch.zeros(len(EDGES), len(OPTIONS), requires_grad=True) for _ in range(2)]
     if which == "textbook":
@@ -329,6 +335,12 @@ class Turns:
             raise SystemExit(f"a process of the bench ended early ({self.process.wait()})")
         return json.loads(line)
 
+    def last(self) -> dict[str, Any]:
+        """The only answer of a process that gives one and ends."""
+        answer = self.read()
+        self.process.wait()
+        return answer
+
     def step(self, order: int) -> None:
         self.process.stdin.write(f"{order}\n")
         self.process.stdin.flush()
@@ -352,9 +364,8 @@ def main() -> None:
     batch = asked.batch or (32 if asked.quick else 64)
     if asked.child:
         return child(asked.child, cells, batch)
+    found = Turns("agreement", cells, batch).last()
     kinds = {which: Turns(which, cells, batch) for which in ("textbook", "fp32", "default")}
-    torch.set_num_threads(1)
-    found = agreement(cells)
     print(f"C={CHANNELS}, {cells} cells, batch {batch}, one thread; largest differences (logits, gradients of α):")
     for what, key in (
         ("ours to the textbook's, float32", "float32"),
