@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import multiprocessing
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from . import results
-from .errors import RecipeError
+from .errors import RecipeError, SettingsError
+from .hardware import PREFERENCES
 from .progress import say
 from .run import read_json, write_json
 from .settings import settings
@@ -24,6 +28,7 @@ def run(
     out: Annotated[Path | None, "folder of all stages; default: runs/RECIPE-SCALE"] = None,
     only: Annotated[list[str] | None, "only these stages, and what they need"] = None,
     set: Annotated[list[str] | None, "NAME=VALUE for a value of the scale: --set images=500"] = None,
+    jobs: Annotated[int, "how many stages at a time, each in a process with its share of the cores"] = 1,
     device: Annotated[str, "auto, cpu, cuda[:i] or mps"] = "auto",
     precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
     record: Annotated[bool, "write the figures to the folder of recorded results"] = False,
@@ -41,21 +46,28 @@ def run(
     Raises:
         RecipeError: an unknown key, stage, scale or setting, or a finished stage that the recipe no longer describes.
     """
+    if jobs < 1:
+        raise SettingsError(f"--jobs {jobs} is less than 1")
     plan = read(recipe, scale, set or [])
     folder = out or Path("runs") / f"{plan.path.stem}-{scale}"
-    jobs = in_order(plan, only)
+    order = in_order(plan, only)
     given = {"device": device, "precision": precision}
-    left = [job for job in jobs if _finished(plan, job, folder) is None]
-    cost = {"recipe": str(plan.path), "scale": scale, "core_minutes": plan.core_minutes, "jobs": len(jobs)}
+    left = [job for job in order if _finished(plan, job, folder) is None]
+    cost = {"recipe": str(plan.path), "scale": scale, "core_minutes": plan.core_minutes, "jobs": len(order)}
     if estimate:
-        return {**cost, "finished": len(jobs) - len(left), "minutes_left": round(_minutes_left(plan, jobs, folder), 1)}
-    say(f"{plan.title}: scale {scale}, {len(jobs)} jobs, {plan.core_minutes:g} core-minutes; {len(left)} jobs to do")
-    for number, job in enumerate(jobs, 1):
-        _do(plan, job, folder, given, f"stage {number} of {len(jobs)}", jobs[number - 1 :])
+        minutes = round(_minutes_left(plan, order, folder), 1)
+        return {**cost, "finished": len(order) - len(left), "minutes_left": minutes}
+    say(f"{plan.title}: scale {scale}, {len(order)} jobs, {plan.core_minutes:g} core-minutes; {len(left)} jobs to do")
+    todo = [Task(plan, job, folder, given, f"stage {number} of {len(order)}") for number, job in enumerate(order, 1)]
+    if jobs == 1:
+        for task in todo:
+            task(order)
+    else:
+        _side_by_side(todo, jobs)
     found, missing = figures(plan, folder)
     if record:
-        _record(plan, folder, jobs, found, missing, set or [], results_dir)
-    minutes = sum(state["minutes"] for job in jobs if (state := _state(folder, job)))
+        _record(plan, folder, order, found, missing, set or [], results_dir)
+    minutes = sum(state["minutes"] for job in order if (state := _state(folder, job)))
     return {**cost, "folder": str(folder), "minutes": round(minutes, 2), "figures": found, "missing": missing}
 
 
@@ -109,25 +121,66 @@ def _closure(plan: Recipe, only: list[str] | None) -> list[Job]:
 # -- one job -----------------------------------------------------------------------------------------------------------
 
 
-def _do(plan: Recipe, job: Job, folder: Path, given: dict[str, str], place: str, rest: list[Job]) -> None:
-    if _finished(plan, job, folder) is not None:
-        say(f"{place}: {job.name} is finished")
-        return
-    say(f"{place}: {job.name}, about {_minutes_left(plan, rest, folder):.0f} min left")
-    began = time.monotonic()
-    result = _plain(function(job.call)(**_call_settings(plan, job, folder, given)))
-    if (folder / job.name / "result.json").exists():  # says more than a data set's summary does
-        result = {**read_json(folder / job.name / "result.json"), **result}
-    minutes = (time.monotonic() - began) / 60
-    timing = folder / job.name / "timing.json"
-    if timing.exists():  # knows what was spent before an interruption, too
-        minutes = max(minutes, float(read_json(timing).get("seconds", 0)) / 60)
-    state = {"digest": _digest(plan, job), "minutes": round(minutes, 3), "result": result}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{job.name}.json", state)
-    for entry in plan.figures:  # a key that is not there shall be known now, not when all is done
-        if entry["stage"] == job.stage and _asked(entry, job):
-            _look_up(state, entry["key"], job)
+@dataclass(frozen=True)
+class Task:
+    """A job, where its folder goes, and how it is announced."""
+
+    plan: Recipe
+    job: Job
+    folder: Path
+    given: dict[str, str]
+    place: str
+
+    def __call__(self, order: list[Job]) -> None:
+        """Do the job unless it is finished; `order` is all of the run's, for the time left."""
+        plan, job, folder = self.plan, self.job, self.folder
+        if _finished(plan, job, folder) is not None:
+            say(f"{self.place}: {job.name} is finished")
+            return
+        say(f"{self.place}: {job.name}, about {_minutes_left(plan, order, folder):.0f} min of work left")
+        began = time.monotonic()
+        result = _plain(function(job.call)(**_call_settings(plan, job, folder, self.given)))
+        if (folder / job.name / "result.json").exists():  # says more than a data set's summary does
+            result = {**read_json(folder / job.name / "result.json"), **result}
+        minutes = (time.monotonic() - began) / 60
+        timing = folder / job.name / "timing.json"
+        if timing.exists():  # knows what was spent before an interruption, too
+            minutes = max(minutes, float(read_json(timing).get("seconds", 0)) / 60)
+        state = {"digest": _digest(plan, job), "minutes": round(minutes, 3), "result": result}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{job.name}.json", state)
+        for entry in plan.figures:  # a key that is not there shall be known now, not when all is done
+            if entry["stage"] == job.stage and _asked(entry, job):
+                _look_up(state, entry["key"], job)
+
+
+def _side_by_side(todo: list[Task], workers: int) -> None:
+    """As many tasks at a time as there are workers; each begins when all it needs is done, the first in order first."""
+    order = [task.job for task in todo]
+    names = {job.name for job in order}
+    waiting = {task.job.name: {job.name for job in needs(task.plan, task.job)} & names for task in todo}
+    threads = max(1, results.cores() // workers)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=_take_threads, initargs=(threads,)) as pool:
+        running: dict[Future[None], str] = {}
+        try:
+            while waiting or running:
+                ready = [task for task in todo if waiting.get(task.job.name) == set()]
+                for task in ready[: workers - len(running)]:
+                    del waiting[task.job.name]
+                    running[pool.submit(task, order)] = task.job.name
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    finished = running.pop(future)
+                    future.result()
+                    for others in waiting.values():
+                        others.discard(finished)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _take_threads(threads: int) -> None:
+    PREFERENCES.threads = threads
 
 
 def _call_settings(plan: Recipe, job: Job, folder: Path, given: dict[str, str]) -> dict[str, Any]:
