@@ -51,12 +51,18 @@ def accurate(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
 
 
+def parts(rows: Tensor, images: int) -> Tensor:
+    """Rows of pixels in parts of whole images with a thousand pixels or more: (parts, pixels, C)."""
+    enough = (k for k in range(1, images + 1) if images % k == 0 and k * len(rows) >= 1024 * images)
+    return rows.reshape(images // next(enough, images), -1, rows.shape[1])
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and second moments (C, C) over pixels: in the type of `x` over an image, accurate over the images."""
-    images = x.permute(0, 2, 3, 1).flatten(1, 2)
-    pixels, dtype = len(images) * images.shape[1], accurate(x.device)
-    second = torch.bmm(images.transpose(1, 2), images).to(dtype).sum(0)
-    return images.sum(1).to(dtype).sum(0) / pixels, second / pixels
+    """Mean (C,) and second moments (C, C) over pixels: in the type of `x` over a part, accurate over the parts."""
+    some, dtype = parts(flat(x), len(x)), accurate(x.device)
+    pixels = x.numel() // x.shape[1]
+    second = torch.bmm(some.transpose(1, 2), some).sum(0, dtype=dtype)
+    return some.sum(1).sum(0, dtype=dtype) / pixels, second / pixels
 
 
 def fold(pointwise: Tensor, ds: tuple[Tensor, ...], eps: float) -> Fold:
@@ -157,10 +163,9 @@ class Mixed(torch.autograd.Function):
         return None, by_P.to(ctx.dtype), by_alpha.to(alpha.dtype), by_beta, *into, *scaled
 
 
-def total(g: Tensor, count: int) -> Tensor:
-    """Sum of rows of pixels of `count` images, accurate over the images."""
-    images = g.reshape(count, -1, g.shape[1])
-    return images.sum(1).to(accurate(g.device)).sum(0)
+def total(g: Tensor, images: int) -> Tensor:
+    """Sum of rows of pixels, accurate over parts."""
+    return parts(g, images).sum(1).sum(0, dtype=accurate(g.device))
 
 
 def through(gs: list[Tensor], ds: list[Tensor], W: Tensor, S: Tensor, c: Tensor) -> list[Tensor]:  # noqa: N803

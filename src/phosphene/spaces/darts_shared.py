@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .darts_fused import Mixed, Normalised
 from .darts_norm import remember
-from .depthwise import average, depthwise, phases, unphases
+from .depthwise import average, depthwise, phases, pick, unphases
+from .operations import FactorizedReduce
 
 NONE, MAX, AVG, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)
 Asked = Mapping[int, Mapping[int, Tensor | None]]
@@ -63,16 +64,37 @@ def leave(cell: Any, source: int, x: Tensor, asked: Asked, incoming: Mapping[int
     pooled = {
         option: pool(cell, source, option, x) for option in (MAX, AVG) if any(option in a for a in asked.values())
     }
+    rectified = F.relu(x)
+    halves = pixels(rectified) if stride == 2 else None
     for node, options in asked.items():
         for option, y in pooled.items():
             if option in options:
                 incoming[node].features.append((y, options[option]))
         if SKIP in options:
-            with torch.autocast(x.device.type, x.dtype, enabled=x.dtype in (torch.bfloat16, torch.float16)):
-                incoming[node].features.append((cell.module(node, source, SKIP)(x), options[SKIP]))
-    rectified = F.relu(x)
+            skipped = x if halves is None else reduction(cell.module(node, source, SKIP), halves)
+            incoming[node].features.append((skipped, options[SKIP]))
     separable(cell, source, rectified, stride, asked, incoming)
-    dilated(cell, source, rectified, stride, asked, incoming)
+    dilated(cell, source, rectified, halves, asked, incoming)
+
+
+def pixels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The pixels of even rows and columns, and those of odd ones; of an odd size zeros make up for the missing."""
+    rows, columns = x.shape[2] % 2, x.shape[3] % 2
+    odd = pick(F.pad(x, (0, columns, 0, rows)) if rows or columns else x, 1)
+    return pick(x, 0), odd
+
+
+def fit(module: Any, x: Tensor) -> Tensor:
+    """A cell's preprocessing of one input, a factorized reduction as within the cell."""
+    fitted: Tensor = reduction(module, pixels(F.relu(x))) if isinstance(module, FactorizedReduce) else module(x)
+    return fitted
+
+
+def reduction(module: Any, halves: tuple[Tensor, Tensor]) -> Tensor:
+    """A `FactorizedReduce` whose ReLU and strides have been taken."""
+    both = zip((module.even, module.odd), halves, strict=True)
+    reduced: Tensor = module.norm(torch.cat([F.conv2d(x, half.weight.to(x.dtype)) for half, x in both], 1))
+    return reduced
 
 
 def pool(cell: Any, source: int, option: int, x: Tensor) -> Tensor:
@@ -98,17 +120,24 @@ def separable(cell: Any, source: int, x: Tensor, stride: int, asked: Asked, inco
         )
 
 
-def dilated(cell: Any, source: int, x: Tensor, stride: int, asked: Asked, incoming: Mapping[int, Incoming]) -> None:
+def dilated(
+    cell: Any,
+    source: int,
+    x: Tensor,
+    halves: tuple[Tensor, Tensor] | None,
+    asked: Asked,
+    incoming: Mapping[int, Incoming],
+) -> None:
     """The convolutions with holes, as plain ones: at stride 2 on the even pixels, at stride 1 on the four phases."""
     chosen = [(node, option) for node, options in asked.items() for option in (DIL3, DIL5) if option in options]
     if not chosen:
         return
-    phased = stride == 1 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-    holes = 1 if phased or stride == 2 else 2
-    if phased:
+    phased = halves is None and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+    holes = 1 if phased or halves is not None else 2
+    if halves is not None:
+        x = halves[0]
+    elif phased:
         x = phases(x)
-    elif stride == 2:
-        x = x[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)
     for node, option in chosen:
         module = cell.module(node, source, option)
         term = Term(depthwise(x, module[1].weight, 1, holes), module[2].weight, module[3], asked[node][option])

@@ -21,7 +21,7 @@ from ..core import Gate, Gates
 from ..errors import ArchitectureError
 from .choice import terms
 from .darts_norm import convert
-from .darts_shared import share
+from .darts_shared import fit, share
 from .genotype import KINDS, edge, edges
 from .operations import OPERATIONS, FactorizedReduce, ReLUConvBN, operation
 from .skeleton import CellPlan, Stem, plan
@@ -54,9 +54,9 @@ class Cell(nn.Module):
         return int(self.stride) if source < 2 else 1
 
     def forward(self, s0: Tensor, s1: Tensor, wanted: Wanted, fused: bool) -> Tensor:
-        states = [self.first(s0), self.second(s1)]
         if fused:
-            return share(self, states, wanted)
+            return share(self, [fit(self.first, s0), self.second(s1)], wanted)
+        states = [self.first(s0), self.second(s1)]
         pooled: dict[tuple[int, int], Tensor] = {}  # once a state, so that running statistics move once a batch
 
         def run(node: int, source: int, option: int) -> Tensor:

@@ -69,14 +69,26 @@ def backward_of(
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Stride 1: a forward convolution with the flipped kernel. Stride 2 is fast in float32 only."""
-    if x.device.type != "cpu":
+    """Forward convolutions with the flipped kernel; at stride 2 four of them, one for each phase of the input."""
+    even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+    phased = stride == 2 and dilation == 1 and even and weight.shape[3] <= 5
+    if x.device.type != "cpu" or not (stride == 1 or phased):
         return backward_of(grad, x, weight, stride, dilation, 0)
     if stride == 1:
         return convolve(grad, weight.flip(2, 3), 1, dilation)
-    if x.dtype == torch.bfloat16:
-        return backward_of(grad.float(), x.float(), weight.float(), stride, dilation, 0).to(x.dtype)
-    return backward_of(grad, x, weight, stride, dilation, 0)
+    taps = phase_taps(weight.shape[3])
+    wide = F.pad(weight, (1, 2, 1, 2))
+    parts = [convolve(grad, wide[:, :, rows][..., columns].contiguous(), 1, 1) for rows in taps for columns in taps]
+    return unphases(torch.cat(parts))
+
+
+def phase_taps(size: int) -> tuple[list[int], list[int]]:
+    """Where a kernel's taps meet even and odd inputs at stride 2, for output offsets −1, 0, 1.
+
+    Input 2i + a meets output i + o at tap a + size//2 − 2o; taps are counted from 1, others are 0 (padding).
+    """
+    even, odd = ([a + size // 2 - 2 * offset + 1 for offset in (-1, 0, 1)] for a in (0, 1))
+    return even, odd
 
 
 def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -95,9 +107,32 @@ def average(x: Tensor, stride: int) -> Tensor:
     """3x3 average pool, padding not counted: a depthwise convolution, which is faster than the library's pool."""
     if x.device.type != "cpu":
         return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
-    ones = x.new_ones(1, 1, *x.shape[2:])
-    counted = F.conv2d(ones, x.new_ones(1, 1, 3, 3), None, stride, 1)  # pixels under each window: 4, 6 or 9
-    return depthwise(x, x.new_ones(x.shape[1], 1, 3, 3), stride) / counted
+    summed = depthwise(x, x.new_ones(x.shape[1], 1, 3, 3), stride)
+    counted = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), x.new_ones(1, 1, 3, 3), None, stride, 1)  # 4, 6 or 9 pixels
+    share = (1 / counted).expand(1, *summed.shape[1:]).contiguous(memory_format=torch.channels_last)
+    return summed * share
+
+
+class Pick(torch.autograd.Function):
+    """Every second pixel from `start` on, ``x[:, :, start::2, start::2]``, with gradients in channels_last memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: int) -> Tensor:
+        ctx.shape, ctx.start = x.shape, start
+        return x[:, :, start::2, start::2].contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None]:
+        n, c, h, w = ctx.shape
+        spread = outputs[0].new_zeros(n, h, w, c).permute(0, 3, 1, 2)
+        spread[:, :, ctx.start :: 2, ctx.start :: 2] = outputs[0]
+        return spread, None
+
+
+def pick(x: Tensor, start: int) -> Tensor:
+    """Every second pixel of every second row."""
+    picked: Tensor = Pick.apply(x, start)
+    return picked
 
 
 def phases(x: Tensor) -> Tensor:
