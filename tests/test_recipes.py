@@ -1,15 +1,32 @@
 """Recipes: strict about keys before anything runs, fanned out, resumable as a whole, and their figures recorded."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pytest
 
 from phosphene import cli, recipe, results, stages
 from phosphene.errors import RecipeError, RunError, SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
+DATA = os.environ.get("PHOSPHENE_DATA")
+KILLED = """
+import os, pathlib, signal
+from phosphene import recipe, run
+
+def kill(phase, step):
+    if phase == "train" and step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.Run.after_step = kill
+recipe.run("digits", out=pathlib.Path("FOLDER"))
+"""
 CALLED: list[tuple[str, dict]] = []
 BREAKS: set[str] = set()
 
@@ -327,3 +344,29 @@ class TestShipped:
         not_stages = {"run", "results", "demo"}
         commands = {name: where for name, (where, _) in cli.COMMANDS.items() if name not in not_stages}
         assert commands == stages.CALLS
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.stem)
+    def test_runs_at_smoke_scale(self, path, tmp_path, monkeypatch):
+        if "PHOSPHENE_DATA" in path.read_text() and DATA is None:
+            pytest.skip("PHOSPHENE_DATA is not set")
+        monkeypatch.setenv("PHOSPHENE_DATA", DATA or "none")
+        pixels = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+        np.savez(tmp_path / "cifar10.npz", x_test=pixels, y_test=np.arange(50, dtype=np.uint8) % 10)
+        given = [f"cifar10={tmp_path / 'cifar10.npz'}"] if "cifar10" in stages.read(str(path), "smoke").values else []
+        done = recipe.run(str(path), out=tmp_path / "o", set=given, record=True, results_dir=tmp_path / "results")
+        assert done["figures"] and done["missing"] == []
+        assert str(tmp_path) not in (tmp_path / "results.md").read_text(), "a result names a folder of this machine"
+        again = recipe.run(str(path), out=tmp_path / "o", set=given)
+        assert again["figures"] == done["figures"]
+
+    def test_a_killed_recipe_goes_on_to_the_same_files(self, tmp_path, monkeypatch):
+        """SIGKILL in the middle of a stage; then the same command: the same figures and weights, bit for bit."""
+        whole = recipe.run("digits", out=tmp_path / "whole")
+        code = KILLED.replace("FOLDER", str(tmp_path / "killed"))
+        environment = {**os.environ, "PHOSPHENE_CHECKPOINT_SECONDS": "0"}
+        killed = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=200, env=environment)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        assert recipe.run("digits", out=tmp_path / "killed")["figures"] == whole["figures"]
+        for path in sorted((tmp_path / "whole").rglob("weights.safetensors")):
+            other = tmp_path / "killed" / path.relative_to(tmp_path / "whole")
+            assert other.read_bytes() == path.read_bytes(), path
