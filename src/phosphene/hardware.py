@@ -49,8 +49,13 @@ class Machine:
         return moved.contiguous(memory_format=torch.channels_last) if four else moved
 
     def compiled(self, function: Function) -> Function:
-        """`function` through torch.compile where `--compile` was asked for."""
-        return torch.compile(function) if self.compile else function  # type: ignore[call-overload]
+        """`function` through torch.compile where `--compile` was asked for; a module is compiled in place."""
+        if not self.compile:
+            return function
+        if isinstance(function, nn.Module):
+            function.compile()
+            return function
+        return torch.compile(function)  # type: ignore[call-overload,no-any-return]
 
     def average(self, tensors: Iterable[Tensor | None]) -> None:
         """Replace each tensor by its mean over the ranks, in place; one flat all-reduce for each type.
