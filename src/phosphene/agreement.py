@@ -63,7 +63,7 @@ def agreement(
 
 def entropy(rows: Tensor) -> float:
     """Mean entropy of rows ``(N, K)`` that sum to 1, in nats."""
-    return torch.special.entr(rows).sum(1).mean().item()
+    return float(torch.special.entr(rows).sum(1).mean())
 
 
 def _mean(values: Tensor) -> float | None:

@@ -22,10 +22,11 @@ from .teacher import load, open_test
 from .train import Trained, train
 
 NEAR, ABOVE = 3.0, 10.0  # points: within the teacher, and above noise
-MADE = {"images": 1000, "iterations": 100}  # the preset's 40 leave the statistics of 8x8 images half matched
-SEARCHED = {"epochs": 3, "batch": 64, "lr": 0.1, "alpha_lr": 0.01, "channels": 8, "cells": 3}
-FINAL = {"final_channels": 16, "final_cells": 3}
-TRAINED = {"recipe": "short", "steps": 500, "batch": 32, "weight_decay": 5e-3, "flip": False, "teacher": "digits"}
+Settings = dict[str, Any]
+MADE: Settings = {"images": 1000, "iterations": 100}  # the preset's 40 leave the statistics of 8x8 images half matched
+SEARCHED: Settings = {"epochs": 3, "batch": 64, "lr": 0.1, "alpha_lr": 0.01, "channels": 8, "cells": 3}
+FINAL: Settings = {"final_channels": 16, "final_cells": 3}
+TRAINED: Settings = {"steps": 500, "batch": 32, "weight_decay": 5e-3, "flip": False, "teacher": "digits"}
 
 
 class Flags(NamedTuple):
@@ -128,7 +129,7 @@ def _report(folder: Path, seed: int) -> Path:
 
     page = folder / "report.html"
     runs = sorted(path.parent for path in (folder / f"seed-{seed}").glob("*/result.json"))
-    report([folder / "teacher", *runs], out=page)
+    report([str(run) for run in (folder / "teacher", *runs)], out=page)
     return page
 
 
