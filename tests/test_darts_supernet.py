@@ -12,7 +12,7 @@ from phosphene.core import Paths
 from phosphene.errors import ArchitectureError
 from phosphene.spaces.darts_fused import Mixed, Normalised
 from phosphene.spaces.darts_supernet import DartsSupernet
-from phosphene.spaces.depthwise import average, depthwise, phases, unphases
+from phosphene.spaces.depthwise import average, depthwise, phases, strided_input_gradient, unphases
 from phosphene.spaces.genotype import KINDS, edge, edges
 from phosphene.spaces.operations import OPERATIONS
 
@@ -177,6 +177,15 @@ def test_depthwise(kernel, stride, dilation, size):
     )
     if size == (5, 7):
         assert torch.autograd.gradgradcheck(lambda a, b: depthwise(a, b, stride, dilation), (x, weight))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_strided_input_gradient(kernel):
+    x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64)
+    y = F.conv2d(x, weight, None, 2, kernel // 2, 1, 3)
+    g = torch.randn_like(y)
+    torch.testing.assert_close(strided_input_gradient(g, weight), torch.autograd.grad(y, x, g)[0])
 
 
 def test_phases_turn_dilated_convolutions_into_plain_ones():

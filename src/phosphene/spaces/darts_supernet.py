@@ -3,10 +3,10 @@
 All cells of one type share their gates. BatchNorm is affine-free inside the cells, so that no scale hides behind α.
 
 Training mode computes the same function as the plain operations, several times faster and in a fraction of the
-memory (docs/decisions/0003): what depends on a state alone (its ReLU, its pools, its four phases) is computed once for
+memory (docs/decisions/0008): what depends on a state alone (its ReLU, its pools, its four phases) is computed once for
 all edges that leave it; pointwise convolution, BatchNorm and weighted sum are one product (`darts_fused`); depthwise
 gradients use the fast kernels (`depthwise`). Its gradients can be differentiated once. For second derivatives taken
-through the graph set ``fused = False``: then the plain modules run, as they do in evaluation mode.
+through the graph set ``fused = False`` and take float64: then the plain modules run, as in evaluation mode.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The CPU's library has a fast kernel for every depthwise forward convolution, but of the backward kernels only those
 of small, undilated kernels are fast: the weight gradient wants a kernel at most 3 wide, and the rest is 10 to 100
-times slower (docs/decisions/0003). So: the input gradient is a forward convolution with the flipped kernel, a 5x5
+times slower (docs/decisions/0008). So: the input gradient is a forward convolution with the flipped kernel, a 5x5
 weight gradient is two overlapping 5x3 ones, and a dilated convolution is a plain one on the four phases of the map.
 """
 
@@ -69,15 +69,18 @@ def backward_of(
 
 
 def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """Forward convolutions with the flipped kernel; at stride 2 four of them, one for each phase of the input."""
-    even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-    phased = stride == 2 and dilation == 1 and even and weight.shape[3] <= 5
-    if x.device.type != "cpu" or not (stride == 1 or phased):
-        return backward_of(grad, x, weight, stride, dilation, 0)
-    if stride == 1:
+    """A forward convolution with the flipped kernel; the library's at stride 2, where it is fast but in bfloat16."""
+    if x.device.type == "cpu" and stride == 1:
         return convolve(grad, weight.flip(2, 3), 1, dilation)
-    taps = phase_taps(weight.shape[3])
-    wide = F.pad(weight, (1, 2, 1, 2))
+    even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and (stride, dilation) == (2, 1) and even:
+        return strided_input_gradient(grad, weight)
+    return backward_of(grad, x, weight, stride, dilation, 0)
+
+
+def strided_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """At stride 2, of an input of even size: four forward convolutions, one for each phase of the input; k <= 5."""
+    taps, wide = phase_taps(weight.shape[3]), F.pad(weight, (1, 2, 1, 2))
     parts = [convolve(grad, wide[:, :, rows][..., columns].contiguous(), 1, 1) for rows in taps for columns in taps]
     return unphases(torch.cat(parts))
 
