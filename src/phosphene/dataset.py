@@ -233,6 +233,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         scale = 1 / (255 * std) if pixels.dtype == torch.uint8 else 1 / std
         return torch.addcmul(-mean / std, pixels.to(torch.float32), scale)
 
+    @property
+    def region(self) -> int | None:
+        """The side of the square region that the teacher saw, where the stored images are larger canvases."""
+        seen = (self.card.teacher or {}).get("shape")
+        square = seen is not None and seen[1] == seen[2] and max(seen[1:]) < min(self.card.shape[1:])
+        return int(seen[1]) if seen is not None and square else None
+
     def batch(
         self,
         index: Index,

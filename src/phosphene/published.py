@@ -39,7 +39,7 @@ class TrainingRecipe:
     label_smoothing: float = 0.0
     crop: int | None = None
     pad: int | None = None
-    flip: bool = True
+    flip: bool | None = None  # None = where images have colour
     cutout: int = 0
     channels: int | None = None
     cells: int | None = None
@@ -52,13 +52,13 @@ RECIPES: dict[str, TrainingRecipe] = {
     "short": TrainingRecipe(steps=800, nesterov=True, warmup=30, temperature=3.0, mixup=1.0),
     # DARTS (Liu et al. 2019, App. A.2); the learning rate steps down once an epoch
     "darts-cifar": TrainingRecipe(
-        epochs=600, batch=96, lr=0.025, weight_decay=3e-4, schedule="cosine-epoch", pad=4, cutout=16,
+        epochs=600, batch=96, lr=0.025, weight_decay=3e-4, schedule="cosine-epoch", pad=4, flip=True, cutout=16,
         channels=36, cells=20, auxiliary=0.4, drop_path=0.2,
     ),
     # DARTS (App. A.3); random crops of 224 from stored images stand for its random resized crops and colour jitter
     "darts-imagenet": TrainingRecipe(
         epochs=250, batch=128, lr=0.1, weight_decay=3e-5, schedule="exponential", decay=0.97, crop=224, pad=0,
-        label_smoothing=0.1, channels=48, cells=14, auxiliary=0.4,
+        flip=True, label_smoothing=0.1, channels=48, cells=14, auxiliary=0.4,
     ),
 }  # fmt: skip
 

@@ -75,9 +75,9 @@ def train(
     temperature: Annotated[float | None, "of both sides of soft targets; hard labels are trained at 1"] = None,
     mixup: Annotated[float | None, "a of Beta(a, a), 0 for none"] = None,
     label_smoothing: Annotated[float | None, "share of every row spread over all classes"] = None,
-    crop: Annotated[int | None, "side of the random region cut from each image"] = None,
+    crop: Annotated[int | None, "side of the random region; default: the teacher's input, else the image"] = None,
     pad: Annotated[int | None, "black pixels added around before the crop"] = None,
-    flip: Annotated[bool | None, "mirror half of the images"] = None,
+    flip: Annotated[bool | None, "mirror half of the images; default: where they have colour"] = None,
     cutout: Annotated[int | None, "side of a square set to the mean colour, 0 for none"] = None,
     channels: Annotated[int | None, "of the first cell, for cell architectures"] = None,
     cells: Annotated[int | None, "number of cells, for cell architectures"] = None,
@@ -148,7 +148,7 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
     opt = _optimizer(net, recipe)
     total, epoch = length(recipe, len(data))
     loss_sum = torch.zeros((), device=machine.device)  # over the current epoch
-    augment = Augment(recipe.crop, recipe.pad or 0, recipe.flip, recipe.cutout, recipe.mixup)
+    augment = Augment(recipe.crop, recipe.pad or 0, bool(recipe.flip), recipe.cutout, recipe.mixup)
     objective = objectives.distillation(recipe.temperature, squared=True)  # gradients of one size whatever T is
     forward = machine.compiled(cell_net.forward_auxiliary if recipe.auxiliary else net)
 
@@ -268,6 +268,9 @@ def _settled(
         if given["crop"] is not None:
             raise SettingsError(f"--crop {recipe.crop} is larger than the images ({height}x{width}); lower it")
         recipe = replace(recipe, crop=None)
+    recipe = replace(recipe, crop=recipe.crop or data.region)
+    if recipe.flip is None:
+        recipe = replace(recipe, flip=data.card.shape[0] == 3)  # grey images are digits and X-rays: they have a side
     if recipe.pad is None:
         whole = recipe.crop is None or recipe.crop >= min(height, width)
         recipe = replace(recipe, pad=min(height, width) // 8 if whole else 0)

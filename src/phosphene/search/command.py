@@ -218,9 +218,7 @@ def _augment(images: ImageDataset, crop: int | None, pad: int | None, flip: bool
     small = min(height, width)
     if crop is not None and not 1 <= crop <= small:
         raise SettingsError(f"--crop {crop} does not fit images of {height}x{width}")
-    seen = (images.card.teacher or {}).get("shape")
-    if crop is None and seen is not None and max(seen[1:]) < small and seen[1] == seen[2]:
-        crop = int(seen[1])
+    crop = images.region if crop is None else crop
     border = (0 if crop is not None and crop < small else small // 8) if pad is None else pad
     return Augment(crop=crop, pad=border, flip=channels == 3 if flip is None else flip)
 
