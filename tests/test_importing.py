@@ -16,7 +16,8 @@ from PIL import Image
 
 from phosphene.dataset import ImageDataset
 from phosphene.errors import DatasetError, PhospheneError
-from phosphene.importing import export, import_
+from phosphene.exporting import export
+from phosphene.importing import import_
 
 RNG = np.random.default_rng(0)
 CIFAR = RNG.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
