@@ -89,20 +89,20 @@ def parts(rows: Tensor, images: int) -> Tensor:
     return rows.reshape(images // next(enough, images), -1, rows.shape[1])
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and second moments (C, C) over pixels: in the type of `x` over a part, accurate over the parts."""
-    some, dtype = parts(flat(x), len(x)), accurate(x.device)
-    pixels = x.numel() // x.shape[1]
-    if fast(x):
-        return some.sum(1).sum(0, dtype=dtype) / pixels, outer(x, x).to(dtype) / pixels
-    second = torch.bmm(some.transpose(1, 2), some).sum(0, dtype=dtype)
-    return some.sum(1).sum(0, dtype=dtype) / pixels, second / pixels
+def moments(ds: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Means (K, C) and second moments (K, C, C) over pixels: in the maps' type over parts, accurate over the parts."""
+    dtype, pixels = accurate(ds[0].device), ds[0].numel() // ds[0].shape[1]
+    some = [parts(flat(d), len(d)) for d in ds]
+    if fast(ds[0]):
+        second = torch.stack([outer(d, d) for d in ds]).to(dtype)
+    else:
+        second = torch.stack([torch.bmm(rows.transpose(1, 2), rows) for rows in some]).sum(1, dtype=dtype)
+    return torch.stack([rows.sum(1) for rows in some]).sum(1, dtype=dtype) / pixels, second / pixels
 
 
 def fold(pointwise: Tensor, ds: tuple[Tensor, ...], eps: float) -> Fold:
     """The statistics of the K outputs P_k d_k and the products that normalise them; `pointwise` is P (K, out, in)."""
-    found = [moments(d) for d in ds]
-    mean, second = torch.stack([m for m, _ in found]), torch.stack([s for _, s in found])
+    mean, second = moments(ds)
     P = pointwise.to(mean.dtype)
     Q = P @ (second - mean[:, :, None] * mean[:, None, :])
     var = (Q * P).sum(2).clamp_min(0)
@@ -152,7 +152,7 @@ class Normalised(torch.autograd.Function):
         with torch.autocast(ds[0].device.type, enabled=False):
             gs = [torch.ops.aten.threshold_backward(g, z, 0) for g, z in zip(grads[2:], zs, strict=True)]
             by_W = torch.stack([outer(g, d) for g, d in zip(gs, ds, strict=True)])
-            by_bias = torch.stack([total(flat(g), len(g)) for g in gs])
+            by_bias = torch.stack([parts(flat(g), len(g)).sum(1) for g in gs]).sum(1, dtype=f.P.dtype)
             by_P, _, S, c = unfold(f, by_W, by_bias, None)
             into = through(gs, ds, f.W, S, c)
         return None, by_P.to(ctx.dtype), *into

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .darts_fused import Mixed, Normalised
 from .darts_norm import remember
-from .depthwise import average, depthwise, phases, pick, unphases
+from .depthwise import average, depthwise, depthwise_each, phases, pick, unphases
 from .operations import FactorizedReduce
 
 NONE, MAX, AVG, SKIP, SEP3, SEP5, DIL3, DIL5 = range(8)
@@ -110,14 +110,13 @@ def separable(cell: Any, source: int, x: Tensor, stride: int, asked: Asked, inco
     if not chosen:
         return
     halves = [tuple(cell.module(node, source, option)) for node, option in chosen]
-    maps = [depthwise(x, first[1].weight, stride) for first, _ in halves]
+    maps = depthwise_each(x, [first[1].weight for first, _ in halves], stride)
     norms = [first[3] for first, _ in halves]
     mean, var, *middle = Normalised.apply(norms[0].eps, kernels([first[2].weight for first, _ in halves]), *maps)
     remember(norms, mean, var, maps[0])
     for (node, option), (_, second), z in zip(chosen, halves, middle, strict=True):
-        incoming[node].terms.append(
-            Term(depthwise(z, second[1].weight), second[2].weight, second[3], asked[node][option])
-        )
+        y = depthwise(z, second[1].weight)
+        incoming[node].terms.append(Term(y, second[2].weight, second[3], asked[node][option]))
 
 
 def dilated(
@@ -138,10 +137,11 @@ def dilated(
         x = halves[0]
     elif phased:
         x = phases(x)
-    for node, option in chosen:
-        module = cell.module(node, source, option)
-        term = Term(depthwise(x, module[1].weight, 1, holes), module[2].weight, module[3], asked[node][option])
-        (incoming[node].phased if phased else incoming[node].terms).append(term)
+    modules = [cell.module(node, source, option) for node, option in chosen]
+    maps = depthwise_each(x, [module[1].weight for module in modules], 1, holes)
+    for (node, option), module, y in zip(chosen, modules, maps, strict=True):
+        into = incoming[node].phased if phased else incoming[node].terms
+        into.append(Term(y, module[2].weight, module[3], asked[node][option]))
 
 
 def arrive(cell: Any, coming: Incoming, states: list[Tensor]) -> Tensor:

@@ -18,29 +18,45 @@ WIDE = 3  # the widest kernel with a fast weight gradient
 
 
 class Depthwise(torch.autograd.Function):
-    """``conv2d(x, weight, groups=C)`` with padding that keeps the size; differentiable twice."""
+    """``conv2d(x, weight, groups=C)`` for several weights, with padding that keeps the size; differentiable twice."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(ctx: Any, x: Tensor, stride: int, dilation: int, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(x, *weights)
         ctx.stride, ctx.dilation = stride, dilation
-        return convolve(x, weight, stride, dilation)
+        return tuple(convolve(x, weight.to(x.dtype), stride, dilation) for weight in weights)
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        (grad,) = outputs
-        wanted = ctx.needs_input_grad
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        into: Tensor | None = None
+        kernels: list[Tensor | None] = [None] * len(weights)
         with torch.autocast(x.device.type, enabled=False):
-            into = input_gradient(grad, x, weight, ctx.stride, ctx.dilation) if wanted[0] else None
-            kernel = weight_gradient(grad, x, weight, ctx.stride, ctx.dilation) if wanted[1] else None
-        return into, kernel, None, None
+            cast = [weight.to(x.dtype) for weight in weights]
+            if ctx.needs_input_grad[0]:
+                each = zip(grads, cast, strict=True)
+                parts = (input_gradient(g, x, weight, ctx.stride, ctx.dilation) for g, weight in each)
+                into = next(parts)
+                for part in parts:
+                    into += part
+            if any(ctx.needs_input_grad[3:]):
+                found = weight_gradients(list(grads), x, cast, ctx.stride, ctx.dilation)
+                kernels = [g.to(weight.dtype) for g, weight in zip(found, weights, strict=True)]
+        return into, None, None, *kernels
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
-    """Depthwise convolution of ``x (N, C, H, W)`` with an odd, square ``weight (C, 1, k, k)``, zeros around the map."""
-    result: Tensor = Depthwise.apply(x, weight.to(x.dtype), stride, dilation)
-    return result
+    """Depthwise convolution of ``x (N, C, H, W)`` with an odd, square ``weight (C, 1, k, k)``, zeros around the map.
+
+    It is computed in the type of `x`.
+    """
+    return depthwise_each(x, [weight], stride, dilation)[0]
+
+
+def depthwise_each(x: Tensor, weights: list[Tensor], stride: int = 1, dilation: int = 1) -> tuple[Tensor, ...]:
+    """`depthwise` of one map with each of several weights, which share the work of their gradients."""
+    maps: tuple[Tensor, ...] = Depthwise.apply(x, stride, dilation, *weights)
+    return maps
 
 
 def convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
@@ -94,19 +110,23 @@ def phase_taps(size: int) -> tuple[list[int], list[int]]:
     return even, odd
 
 
-def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    """A 5-wide kernel's gradient from two 3-wide ones, on the map moved one column each way."""
-    size = weight.shape[3]
-    if x.device.type != "cpu" or dilation > 1 or size != 2 * WIDE - 1:
-        return backward_of(grad, x, weight, stride, dilation, 1)
-    part = weight[..., :WIDE]
-    padding = (size // 2, 0)
-    shifted = F.pad(x, (2, 0)), F.pad(x, (0, 2))
-    if stride == 1 and x.shape[2] < 8:
-        grad, shifted = tall(grad), (tall(shifted[0]), tall(shifted[1]))
-    left = backward_of(grad, shifted[0], part, stride, 1, 1, padding)  # the kernel's columns -2, -1, 0
-    right = backward_of(grad, shifted[1], part, stride, 1, 1, padding)  # 0, 1, 2
-    return torch.cat([left, right[..., 1:]], 3)
+def weight_gradients(grads: list[Tensor], x: Tensor, weights: list[Tensor], stride: int, dilation: int) -> list[Tensor]:
+    """One for each weight; a 5-wide kernel's from two 3-wide ones, on the map moved one column each way."""
+    found: list[Tensor] = []
+    moved: tuple[Tensor, Tensor] | None = None
+    flat = stride == 1 and x.shape[2] < 8
+    for grad, weight in zip(grads, weights, strict=True):
+        size = weight.shape[3]
+        if x.device.type != "cpu" or dilation > 1 or size != 2 * WIDE - 1:
+            found.append(backward_of(grad, x, weight, stride, dilation, 1))
+            continue
+        if moved is None:
+            left, right = F.pad(x, (2, 0)), F.pad(x, (0, 2))
+            moved = (tall(left), tall(right)) if flat else (left, right)
+        g, part = tall(grad) if flat else grad, weight[..., :WIDE]
+        a, b = (backward_of(g, shifted, part, stride, 1, 1, (size // 2, 0)) for shifted in moved)
+        found.append(torch.cat([a, b[..., 1:]], 3))  # the kernel's columns -2, -1, 0 and 0, 1, 2
+    return found
 
 
 def tall(x: Tensor) -> Tensor:
