@@ -14,7 +14,8 @@ from PIL import Image
 import phosphene
 from phosphene.dataset import ImageDataset
 from phosphene.errors import DatasetError, SettingsError
-from phosphene.gallery import GAP, MARGIN, TILE, compare, contact_rows, show, spread, visible
+from phosphene.gallery import compare, contact_rows, show
+from phosphene.sheets import GAP, MARGIN, TILE, spread, visible
 from phosphene.teacher import Teacher
 
 NAMES = ["red", "green", "blue"]

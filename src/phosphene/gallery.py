@@ -1,38 +1,23 @@
-"""Contact sheets of data sets, and the same classes of several sets side by side.
+"""What is in a data set, in figures and as a contact sheet, and the same classes of several sets side by side.
 
-Nothing here imports torch before a data set is opened, so that a report may draw sheets too.
+Nothing here imports torch before a data set is opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 
+from .distributions import draw_distributions, draw_samples
 from .errors import DatasetError, SettingsError
+from .sheets import Tile, sheet, short_names, side_by_side, spread, tiles_of
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageFont
-
     from .dataset import ImageDataset
     from .teacher import Teacher
-
-INK, GREY, FAINT, PAPER = (28, 28, 30), (110, 110, 115), (214, 214, 218), (255, 255, 255)
-BLUE = (52, 104, 172)
-TILE, GAP, LINE, MARGIN = 96, 8, 13, 16  # pixels
-SETS = ("#8a8a8f", "#d98c3f", "#3468ac", "#5a9a68", "#a0568f", "#6b6b6b")
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One picture of a sheet: uint8 (C, H, W), and what stands under it as (name, share in 0..1)."""
-
-    pixels: np.ndarray
-    shares: tuple[tuple[str, float], ...] = ()
 
 
 def show(
@@ -96,8 +81,8 @@ def compare(
     soft = {title: r for title, r in rows.items() if r is not None}
     if soft:
         ones = [one for one, title in zip(sets, titles, strict=True) if title in soft]
-        _draw_distributions(ones, soft, names, chosen[:6], out / "distributions.png")
-        _draw_samples(ones, soft, names, chosen[0], out / "samples.png")
+        draw_distributions(ones, soft, names, chosen[:6], out / "distributions.png")
+        draw_samples(ones, soft, names, chosen[0], out / "samples.png")
     figures = {title: _figures(one, rows[title]) for title, one in zip(titles, sets, strict=True)}
     paths = {f: str(out / f"{f}.png") if soft else None for f in ("distributions", "samples")}
     return {"images": str(out / "images.png"), **paths, "sets": figures}
@@ -139,16 +124,6 @@ def _plogp(p: np.ndarray) -> np.ndarray:
 def class_names(data: ImageDataset) -> list[str]:
     """The names on the card, short, or numbers."""
     return short_names(data.card.class_names, data.card.classes)
-
-
-def short_names(names: Sequence[str] | None, classes: int) -> list[str]:
-    """ImageNet names list their synonyms; the first one will do."""
-    return [name.split(",")[0].strip() or str(k) for k, name in enumerate(names or map(str, range(classes)))]
-
-
-def spread(count: int, most: int) -> list[int]:
-    """`most` of ``range(count)`` at even distances, or all of it."""
-    return list(range(count)) if count <= most else [round(i * (count - 1) / (most - 1 or 1)) for i in range(most)]
 
 
 def _rows(data: ImageDataset, teacher: Teacher | None) -> np.ndarray | None:
@@ -212,224 +187,8 @@ def contact_rows(
 def _tiles(data: ImageDataset, at: np.ndarray, names: list[str], labelled: bool) -> list[Tile]:
     if not len(at):
         return []
-    pixels = visible(data.pixels(at).numpy(), data.card.statistics)
-    shares: list[tuple[tuple[str, float], ...]] = [()] * len(at)
-    if labelled:
-        rows = data.rows(at).numpy()
-        shares = [tuple((names[k], float(row[k])) for k in np.argsort(-row)[:3]) for row in rows]
-    return [Tile(image, under) for image, under in zip(pixels, shares, strict=True)]
-
-
-def visible(pixels: np.ndarray, statistics: dict[str, Any]) -> np.ndarray:
-    """uint8 pictures; floats off the scale 0..1 (noise) are shown as mean ± 3 standard deviations."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    x: np.ndarray = pixels.astype(np.float32)
-    if x.size and (x.min() < 0 or x.max() > 1):
-        mean, std = (np.array(statistics[key], np.float32)[:, None, None] for key in ("mean", "std"))
-        x = (x - mean) / (6 * std + 1e-9) + 0.5
-    shown: np.ndarray = (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
-    return shown
-
-
-# -- drawing ----------------------------------------------------------------------------------------------------------
-
-
-def sheet(rows: list[tuple[str, list[Tile]]]) -> Image.Image:
-    """A contact sheet: names at the left, tiles in a tight grid, the shares of the label under each tile."""
-    from PIL import Image, ImageDraw
-
-    lines = max((len(tile.shares) for _, tiles in rows for tile in tiles), default=0)
-    left = MARGIN + _label_width([name for name, _ in rows])
-    columns, step = max((len(tiles) for _, tiles in rows), default=1), _step(lines)
-    width, height = (
-        left + columns * (TILE + GAP) - GAP + MARGIN,
-        2 * MARGIN + len(rows) * step - (step - TILE - LINE * lines),
-    )
-    canvas = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for r, (name, tiles) in enumerate(rows):
-        y = MARGIN + r * step
-        draw.text((left - 12, y + TILE // 2), _fit(name, left - MARGIN - 10, _font(13)), INK, _font(13), anchor="rm")
-        for c, tile in enumerate(tiles):
-            x = left + c * (TILE + GAP)
-            canvas.paste(_picture(tile.pixels), (x, y))
-            _write_shares(draw, tile.shares, x, y + TILE)
-    return canvas
-
-
-def side_by_side(rows: list[tuple[str, list[list[Tile]]]], titles: list[str], per_class: int) -> Image.Image:
-    """One block of tiles for each data set, its title above; the same class in the same row."""
-    from PIL import Image, ImageDraw
-
-    tight, between, head = 3, 28, 30
-    left = MARGIN + _label_width([name for name, _ in rows])
-    block = per_class * (TILE + tight) - tight
-    width = left + len(titles) * (block + between) - between + MARGIN
-    canvas = Image.new("RGB", (width, MARGIN + head + len(rows) * (TILE + tight) - tight + MARGIN), PAPER)
-    draw = ImageDraw.Draw(canvas)
-    for b, title in enumerate(titles):
-        draw.text((left + b * (block + between), MARGIN + 4), _fit(title, block, _font(15)), INK, _font(15))
-    for r, (name, blocks) in enumerate(rows):
-        y = MARGIN + head + r * (TILE + tight)
-        draw.text((left - 12, y + TILE // 2), _fit(name, left - MARGIN - 10, _font(13)), INK, _font(13), anchor="rm")
-        for b, tiles in enumerate(blocks):
-            for c, tile in enumerate(tiles):
-                canvas.paste(_picture(tile.pixels), (left + b * (block + between) + c * (TILE + tight), y))
-    return canvas
-
-
-def _step(lines: int) -> int:
-    return TILE + (GAP if not lines else 4 + lines * LINE + 10)
-
-
-def _label_width(names: list[str]) -> int:
-    return int(min(170, max((_font(13).getlength(name) for name in names), default=0))) + 14
-
-
-def _picture(pixels: np.ndarray) -> Image.Image:
-    """A tile of this picture: small ones in sharp pixels, large ones shrunk smoothly; grey unless it has 3 channels."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]).convert("RGB")
-    scale = TILE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    if scale > 1:  # a whole multiple first, so that all pixels are equally wide
-        whole = -int(-scale // 1)
-        image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
-    shown = image.resize(size, Image.Resampling.BOX if scale > 1 else Image.Resampling.LANCZOS)
-    tile = Image.new("RGB", (TILE, TILE), PAPER)
-    tile.paste(shown, ((TILE - size[0]) // 2, (TILE - size[1]) // 2))
-    return tile
-
-
-def _write_shares(draw: Any, shares: tuple[tuple[str, float], ...], x: int, y: int) -> None:
-    """Name at the left, per cent at the right, and a hairline as long as the share."""
-    font = _font(10)
-    for i, (name, share) in enumerate(shares):
-        top, ink = y + 4 + i * LINE, INK if i == 0 else GREY
-        draw.text((x, top), _fit(name, TILE - 26, font), ink, font)
-        draw.text((x + TILE, top), _percent(share), ink, font, anchor="ra")
-    if shares:
-        draw.rectangle((x, y + 1, x + TILE - 1, y + 2), FAINT)
-        draw.rectangle((x, y + 1, x + max(0, round(TILE * shares[0][1]) - 1), y + 2), BLUE)
-
-
-def _percent(share: float) -> str:
-    return "<1" if 0 < share < 0.005 else f"{100 * share:.0f}"
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the same letters on every machine."""
-    import matplotlib
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-def _fit(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-# -- distributions ----------------------------------------------------------------------------------------------------
-
-
-def _draw_distributions(
-    sets: list[ImageDataset], rows: dict[str, np.ndarray], names: list[str], chosen: list[int], path: Path
-) -> None:
-    """A panel for each class and set: bars = mean over the images of the class, dots = single images."""
-    labels = {title: one.labels for title, one in zip(rows, sets, strict=True)}
-    figure, axes = _panels(len(chosen), len(rows), 2.5, 0.5 + 0.19 * min(len(names), 12))
-    for a, k in enumerate(chosen):
-        own = {title: r[(labels[title] == k) & ~np.isnan(r[:, 0])] for title, r in rows.items()}
-        means = {title: r.mean(0) if len(r) else np.zeros(len(names), np.float32) for title, r in own.items()}
-        top = _likeliest(np.mean(list(means.values()), axis=0), 10)
-        for b, title in enumerate(rows):
-            axis = axes[a][b]
-            _bars(axis, means[title][top], [names[t] for t in top] if b == 0 else [], SETS[b % len(SETS)])
-            for image in own[title][:12]:
-                seen = image[top] > 0.02
-                axis.plot(
-                    image[top][seen], np.flatnonzero(seen), ".", color="#1c1c1e", ms=3, mew=0, alpha=0.5, clip_on=False
-                )
-            if a == 0:
-                axis.set_title(title, fontsize=10, loc="left", color="#1c1c1e", pad=16)
-            text = f"{names[k]}, {len(own[title]):,} images"
-            axis.text(0, 1.02, text, transform=axis.transAxes, fontsize=7.5, color="#6e6e73")
-    figure.supxlabel("bars: mean over the class, per cent; dots: twelve single images", fontsize=7.5, color="#6e6e73")
-    _save(figure, path)
-
-
-def _draw_samples(
-    sets: list[ImageDataset], rows: dict[str, np.ndarray], names: list[str], k: int, path: Path, count: int = 5
-) -> None:
-    """A row for each set: images of class `k`, and under each its five likeliest classes."""
-    figure, axes = _panels(2 * len(sets), count, 1.95, 1.15, {"wspace": 1.05, "hspace": 0.16})
-    for a, (one, (title, r)) in enumerate(zip(sets, rows.items(), strict=True)):
-        at = np.flatnonzero(one.labels == k)[:count]
-        tiles = _tiles(one, at, names, False)
-        for above, below in zip(axes[2 * a][len(at) :], axes[2 * a + 1][len(at) :], strict=True):
-            above.axis("off")
-            below.axis("off")
-        for b, (i, tile) in enumerate(zip(at, tiles, strict=True)):
-            axes[2 * a][b].imshow(np.asarray(_picture(tile.pixels)), interpolation="nearest")
-            axes[2 * a][b].axis("off")
-            axes[2 * a][b].set_anchor("W")
-            top = _likeliest(r[i], 5, keep_order=False)
-            _bars(axes[2 * a + 1][b], r[i][top], [names[t] for t in top], SETS[a % len(SETS)])
-            _shrink(axes[2 * a + 1][b], 0.72)
-        axes[2 * a][0].set_title(f"{title}: {names[k]}", fontsize=10, loc="left", color="#1c1c1e", pad=6)
-    _save(figure, path)
-
-
-def _shrink(axis: Any, share: float) -> None:
-    """Lower the axis to `share` of its height, its top in place: white space before the next set."""
-    box = axis.get_position()
-    axis.set_position((box.x0, box.y0 + (1 - share) * box.height, box.width, share * box.height))
-
-
-def _panels(rows: int, columns: int, width: float, height: float, gaps: dict[str, float] | None = None) -> Any:
-    """Figure and axes; laid out by itself, or with fixed `gaps` where columns must be equally wide."""
-    from matplotlib.figure import Figure
-
-    size = (width * columns + 0.6, height * rows + 0.3)
-    figure = Figure(figsize=size, layout=None if gaps else "constrained", dpi=150)
-    return figure, figure.subplots(rows, columns, squeeze=False, gridspec_kw=gaps or {})
-
-
-def _likeliest(p: np.ndarray, most: int, keep_order: bool = True) -> np.ndarray:
-    """The indices of the `most` largest, in the order of the classes or of their size."""
-    if keep_order and len(p) <= 12:
-        return np.arange(len(p))
-    top = np.argsort(-p)[:most]
-    return np.sort(top) if keep_order else top
-
-
-def _bars(axis: Any, values: np.ndarray, names: list[str], colour: str) -> None:
-    """Horizontal bars with their per cent at the right, names at the left where given; no frame, no grid."""
-    at = np.arange(len(values))
-    axis.barh(at, values, height=0.68, color=colour)
-    for y, value in zip(at, values, strict=True):
-        axis.text(1.05, y, _percent(float(value)), va="center", ha="left", fontsize=6.5, color="#6e6e73")
-    axis.set(xlim=(0, 1), ylim=(len(values) - 0.4, -0.6), xticks=[])
-    axis.set_yticks(at if names else [], [_clip(name) for name in names], fontsize=7, color="#1c1c1e")
-    axis.tick_params(length=0, pad=2)
-    for side in ("top", "right", "bottom"):
-        axis.spines[side].set_visible(False)
-    axis.spines["left"].set_color("#d6d6da")
-
-
-def _clip(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, facecolor="white", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+    rows = data.rows(at).numpy() if labelled else ()
+    return tiles_of(data.pixels(at).numpy(), data.card.statistics, rows, names)
 
 
 # -- what the flags name ----------------------------------------------------------------------------------------------

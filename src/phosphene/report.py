@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from .errors import RunError
-from .gallery import Tile, sheet, short_names, spread, visible
+from .sheets import Tile, sheet, short_names, spread, visible
 
 MARKS = ("config.json", "card.json")  # either makes a folder one of ours
 ORDER = ("data set", "synthesize", "noise", "search", "train", "evaluate")  # of the runs in a folder
