@@ -13,7 +13,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"run"},
     {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "formats", "sheets"},
-    {"costs", "spaces", "dataset", "distributions"},
+    {"costs", "spaces", "dataset", "distributions", "curves", "illustrations"},
     {"sources"},
     {"teacher"},
     {"importing", "exporting", "gallery", "architecture"},

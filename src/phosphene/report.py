@@ -5,10 +5,7 @@ It reads files and imports no torch: a report of a long job takes a second, on a
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +13,11 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from .curves import curves
 from .errors import RunError
-from .sheets import Tile, sheet, short_names, spread, visible
+from .illustrations import pictures
+from .sheets import short_names
+from .tables import text
 
 MARKS = ("config.json", "card.json")  # either makes a folder one of ours
 ORDER = ("data set", "synthesize", "noise", "search", "train", "evaluate")  # of the runs in a folder
@@ -40,23 +40,6 @@ HEADLINES = {  # result keys that the first tables show, and their column heads
     "noise": "noise, %",
     "random": "random, %",
 }
-CAPTIONS = {
-    "contact.png": "Images of the set, a row for each class.",
-    "cells.png": "The cells found: normal and reduction. Nodes are feature maps, edges are operations.",
-    "alphas.png": "How the architecture weights moved: one panel a decision, one line an option.",
-    "images.png": "The same classes in several data sets.",
-    "distributions.png": "The teacher's class distribution, averaged over images of a class; dots are single images.",
-    "samples.png": "Single images and their five likeliest classes.",
-}
-FIGURES = {
-    "bn": "BatchNorm distance",
-    "ce": "cross-entropy",
-    "tv": "total variation",
-    "lr": "learning rate",
-    "valid_loss": "loss on the architecture's half",
-}
-POINTS = 300  # of a curve, at most; more are averaged in bins
-LINES = 40  # chains drawn over each other, at most
 
 
 @dataclass
@@ -167,8 +150,8 @@ def _section(folder: Path, name: str) -> Section:
     section = Section(name, stage, str(folder), _facts(config, card, minutes), figures, minutes=minutes)
     section.unfinished = bool(config) and not result
     _sort_result(section, figures, card.get("class_names"))
-    section.pictures = _pictures(folder, card)
-    section.curves = _curves(_metrics(folder / "metrics.jsonl"))
+    section.pictures = pictures(folder, card)
+    section.curves = curves(_metrics(folder / "metrics.jsonl"))
     measured = {key: figures[key] for key in ("mean", "std", "fingerprint") if key in figures}
     about = {"inputs": config.get("inputs"), "teacher": card.get("teacher"), "recipe": card.get("recipe")}
     section.settings = list(_flat({**config.get("settings", {}), **about, "result": measured}))
@@ -262,136 +245,16 @@ def _flat(values: dict[str, Any], before: str = "") -> Iterable[tuple[str, str]]
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", "\u2009")  # thin space
-    if isinstance(value, float):
-        return f"{value:.4g}"
+    """As on the terminal, but with thin spaces between thousands, and lists longer, of shorter fractions."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return text(value).replace(",", "\u2009")
     if isinstance(value, list):
         return ", ".join(_brief(item) for item in value[:24]) + (" …" if len(value) > 24 else "")
-    return str(value)
+    return text(value)
 
 
 def _brief(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else _text(value)
-
-
-# -- pictures ---------------------------------------------------------------------------------------------------------
-
-
-def _pictures(folder: Path, card: dict[str, Any]) -> list[dict[str, str]]:
-    found = [] if (folder / "contact.png").exists() or not card else _contact(folder, card)
-    known = [folder / name for name in CAPTIONS if (folder / name).exists()]
-    others = [path for path in sorted(folder.glob("*.png")) if path.name not in CAPTIONS]
-    return found + [
-        {"data": _base64(path.read_bytes()), "caption": CAPTIONS.get(path.name, path.stem.replace("_", " ") + ".")}
-        for path in known + others
-    ]
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
-def _contact(folder: Path, card: dict[str, Any], columns: int = 8) -> list[dict[str, str]]:
-    """A contact sheet of the data set in `folder`, with the three likeliest classes where rows are soft."""
-    try:
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("images", "labels", "logits")
-            if (folder / f"{name}.npy").exists()
-        }
-    except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"{folder} holds a damaged array ({error}); make the data set again") from error
-    if "images" not in arrays or not {"labels", "logits"} & set(arrays):
-        return []
-    names = short_names(card.get("class_names"), int(card["classes"]))
-    soft = "logits" in arrays and card.get("task") != "multi"
-    table = arrays["logits"] if "logits" in arrays else arrays["labels"]
-    labels = np.asarray(table) if table.ndim == 1 else np.nan_to_num(np.asarray(table, np.float32), nan=-1e9).argmax(1)
-    rows = []
-    for k in spread(len(names), 10):
-        at = np.flatnonzero(labels == k)[:columns]
-        pictures = visible(np.array(arrays["images"][at]), card.get("statistics", {}))
-        under = [_top3(np.asarray(row, np.float64), names) if soft else () for row in table[at]]
-        rows.append((names[k], [Tile(p, u) for p, u in zip(pictures, under, strict=True)]))
-    file = io.BytesIO()
-    sheet(rows).save(file, "PNG", optimize=True)
-    below = " Below each image the three likeliest classes of its soft label, in per cent." if soft else ""
-    of = f" ({len(rows)} of {len(names)})" if len(rows) < len(names) else ""
-    return [{"data": _base64(file.getvalue()), "caption": f"Images of the set, a row for each class{of}.{below}"}]
-
-
-def _top3(logits: np.ndarray, names: list[str]) -> tuple[tuple[str, float], ...]:
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
-    return tuple((names[k], float(p[k])) for k in np.argsort(-p)[:3])
-
-
-# -- curves -----------------------------------------------------------------------------------------------------------
-
-
-def _curves(lines: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """One small figure for each phase and figure logged; phases that differ by a number alone are drawn together."""
-    series: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for line in lines:
-        phase, step = str(line.get("phase", "")), line.get("step", 0)
-        for key, value in line.items():
-            if key not in ("phase", "step", "epoch") and isinstance(value, (int, float)) and np.isfinite(value):
-                kind = re.sub(r"[-_ ]?\d+", "", phase)
-                series.setdefault((kind, key), {}).setdefault(phase, []).append((float(step), float(value)))
-    drawn = {k: v for k, v in series.items() if max(map(len, v.values())) > 1}
-    return [_curve(kind, key, list(phases.values())) for (kind, key), phases in drawn.items()]
-
-
-def _curve(kind: str, key: str, phases: list[list[tuple[float, float]]]) -> dict[str, str]:
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "phosphene", "font.size": 8}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(3.1, 1.75), layout="constrained")
-        axis = figure.subplots()
-        shown = [phases[i] for i in spread(len(phases), LINES)]
-        for points in shown:
-            x, y = _thinned(np.array(points))
-            axis.plot(x, y, color="#4a7fc1", lw=1.3 if len(shown) == 1 else 0.7, alpha=1 if len(shown) == 1 else 0.5)
-        _quiet(axis, np.concatenate([np.array(points)[:, 1] for points in shown]))
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = file.getvalue()
-    many = f"{len(phases)} times, " if len(phases) > 1 else ""
-    last = float(np.mean([points[-1][1] for points in phases]))
-    mean = "a mean of " if len(phases) > 1 else ""
-    caption = f"{FIGURES.get(key, key.replace('_', ' '))}: {many}{kind}; {mean}{_text(last)} at the end"
-    return {"svg": svg[svg.index("<svg") :], "caption": caption}
-
-
-def _thinned(points: np.ndarray) -> np.ndarray:
-    """(2, n): steps and values, averaged in bins where there are more than can be seen."""
-    parts = np.array_split(points, min(len(points), POINTS))
-    return np.array([part.mean(0) for part in parts]).T
-
-
-def _quiet(axis: Any, values: np.ndarray) -> None:
-    """No frame, few ticks, greys that read on white and on black; logarithmic where the range asks for it."""
-    from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
-
-    if values.min() > 0 and values.max() / values.min() > 30:
-        axis.set_yscale("log")
-        axis.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axis.yaxis.set_major_locator(MaxNLocator(4))
-        axis.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
-    axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axis.tick_params(length=2, color="#9a9aa0", labelcolor="#77777d", width=0.6)
-    for side, spine in axis.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set(color="#9a9aa0", linewidth=0.6)
-    axis.grid(axis="y", color="#9a9aa0", alpha=0.25, lw=0.5)
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------
@@ -402,10 +265,10 @@ def _render(title: str, sections: list[Section]) -> str:
 
     from .__version__ import __version__
 
-    text = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     known = [s.minutes for s in sections if s.minutes is not None]
-    return environment.from_string(text).render(
+    return environment.from_string(template).render(
         title=title,
         sections=sections,
         groups=_groups(sections),

@@ -16,7 +16,7 @@ def table(result: dict[str, Any]) -> RenderableType:
     rows.add_column(style="dim")
     rows.add_column()
     for name, value in plain.items():
-        rows.add_row(name.replace("_", " "), _text(value))
+        rows.add_row(name.replace("_", " "), text(value))
     parts: list[RenderableType] = [rows] if plain else []
     for name, value in result.items():
         if _nested(value):
@@ -39,11 +39,12 @@ def _grid(value: Any) -> RenderableType:
         numeric = all(isinstance(row.get(name), (int, float, type(None))) for row in rows)
         grid.add_column(name.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
-        grid.add_row(*(_text(row.get(name, "")) for name in columns))
+        grid.add_row(*(text(row.get(name, "")) for name in columns))
     return grid
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A single value: four figures of a fraction, commas between thousands, the first twelve of a list."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -53,5 +54,5 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value[:12])) + (" …" if len(value) > 12 else "")
+        return ", ".join(map(text, value[:12])) + (" …" if len(value) > 12 else "")
     return str(value)

@@ -1,0 +1,74 @@
+"""The pictures of a run folder: those it holds, and a contact sheet where a data set has none yet.
+
+It reads arrays and imports no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import RunError
+from .sheets import sheet, short_names, spread, tiles_of
+
+CAPTIONS = {
+    "contact.png": "Images of the set, a row for each class.",
+    "cells.png": "The cells found: normal and reduction. Nodes are feature maps, edges are operations.",
+    "alphas.png": "How the architecture weights moved: one panel a decision, one line an option.",
+    "images.png": "The same classes in several data sets.",
+    "distributions.png": "The teacher's class distribution, averaged over images of a class; dots are single images.",
+    "samples.png": "Single images and their five likeliest classes.",
+}
+
+
+def pictures(folder: Path, card: dict[str, Any]) -> list[dict[str, str]]:
+    """Each as `data` (a PNG in base64) and `caption`; raises `RunError` where an array is damaged."""
+    found = [] if (folder / "contact.png").exists() or not card else _contact(folder, card)
+    known = [folder / name for name in CAPTIONS if (folder / name).exists()]
+    others = [path for path in sorted(folder.glob("*.png")) if path.name not in CAPTIONS]
+    return found + [
+        {"data": _base64(path.read_bytes()), "caption": CAPTIONS.get(path.name, path.stem.replace("_", " ") + ".")}
+        for path in known + others
+    ]
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _contact(folder: Path, card: dict[str, Any], columns: int = 8) -> list[dict[str, str]]:
+    """A contact sheet of the data set in `folder`, with the three likeliest classes where rows are soft."""
+    try:
+        arrays = {
+            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in ("images", "labels", "logits")
+            if (folder / f"{name}.npy").exists()
+        }
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{folder} holds a damaged array ({error}); make the data set again") from error
+    if "images" not in arrays or not {"labels", "logits"} & set(arrays):
+        return []
+    names = short_names(card.get("class_names"), int(card["classes"]))
+    soft = "logits" in arrays and card.get("task") != "multi"
+    table = arrays["logits"] if "logits" in arrays else arrays["labels"]
+    labels = np.asarray(table) if table.ndim == 1 else np.nan_to_num(np.asarray(table, np.float32), nan=-1e9).argmax(1)
+    rows = []
+    for k in spread(len(names), 10):
+        at = np.flatnonzero(labels == k)[:columns]
+        likely = (_softmax(np.asarray(row, np.float64)) for row in table[at]) if soft else ()
+        rows.append((names[k], tiles_of(np.array(arrays["images"][at]), card.get("statistics", {}), likely, names)))
+    file = io.BytesIO()
+    sheet(rows).save(file, "PNG", optimize=True)
+    below = " Below each image the three likeliest classes of its soft label, in per cent." if soft else ""
+    of = f" ({len(rows)} of {len(names)})" if len(rows) < len(names) else ""
+    return [{"data": _base64(file.getvalue()), "caption": f"Images of the set, a row for each class{of}.{below}"}]
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    p: np.ndarray = np.exp(logits - logits.max())
+    p /= p.sum()
+    return p
