@@ -9,7 +9,8 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "phosphene"
 
 LAYERS = (  # from the ground up; a name covers the module or the package of that name
     {"core", "errors", "__version__"},
-    {"hardware", "settings", "checkpoint", "progress", "tables"},
+    {"files"},
+    {"hardware", "settings", "checkpoint", "identity", "progress", "tables"},
     {"run"},
     {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "formats", "sheets"},

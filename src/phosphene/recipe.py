@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 
 from . import results
 from .errors import RecipeError, SettingsError
+from .files import read_json, write_json
 from .hardware import PREFERENCES
 from .progress import say
-from .run import read_json, write_json
 from .settings import settings
 from .stages import REFERENCE, SHOWN, Job, Recipe, digest_source, environment, function, nearest, read, strings
 

@@ -13,12 +13,10 @@ that the others are the same bytes however often the run was interrupted.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -28,9 +26,9 @@ from typing import Any, TextIO
 
 import torch
 
-from . import checkpoint
-from .__version__ import __version__
+from . import checkpoint, identity
 from .errors import PhospheneError, RunError
+from .files import read_json, write_json
 from .hardware import Machine
 from .progress import Progress, say
 
@@ -90,10 +88,10 @@ class Run:
         """
         if estimate:
             return cls.scratch(machine, seed, stage=stage, estimate=True)
-        config = _config(stage, settings, inputs, seed, machine)
+        config = identity.configuration(stage, settings, inputs, seed, machine.precision)
         path = Path(out) if out is not None else Path("runs") / f"{stage}-{config['identity'][:8]}"
         if machine.rank == 0:
-            _claim(path, config)
+            identity.claim(path, config)
         machine.barrier()
         return cls(path, stage, seed, machine, durable=True, estimate=False)
 
@@ -339,72 +337,6 @@ class Run:
     def _estimated(self) -> Estimate:
         needs = dict(self._needs, minutes=round(self._needs["minutes"], 2), disk_mib=round(self._needs["disk_mib"], 1))
         return Estimate({"stage": self.stage, **needs, "memory_mib": _peak_memory(self.machine)})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `RunError` where it is damaged."""
-    try:
-        loaded = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read ({error}); remove it and run the command again") from error
-    if not isinstance(loaded, dict):
-        raise RunError(f"{path} is not a JSON object; remove it and run the command again")
-    return loaded
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object, whole or not at all."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(fresh, path)
-
-
-def _config(
-    stage: str, settings: dict[str, Any], inputs: Sequence[str], seed: int, machine: Machine
-) -> dict[str, Any]:
-    identity = {
-        "stage": stage,
-        "settings": json.loads(json.dumps(settings, default=str)),
-        "inputs": list(inputs),
-        "seed": seed,
-        "precision": machine.precision,
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    versions = {"phosphene": __version__, "torch": torch.__version__}
-    return {**identity, "identity": digest, "versions": versions, "git": _revision()}
-
-
-def _claim(path: Path, config: dict[str, Any]) -> None:
-    if (path / "config.json").exists():
-        there = read_json(path / "config.json")
-        if there.get("identity") != config["identity"]:
-            raise RunError(f"--out {path} holds another run ({_difference(there, config)}); choose another --out")
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"--out {path} exists and is not a run folder; choose another --out")
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {path} cannot be made ({error.strerror}); choose another --out") from error
-    write_json(path / "config.json", config)
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    """What tells two configurations apart, as `name: there → here`, three at most."""
-    top = ("stage", "inputs", "seed", "precision")
-    flat = [{**config.get("settings", {}), **{k: config.get(k) for k in top}} for config in (there, here)]
-    names = [n for n in {**flat[0], **flat[1]} if flat[0].get(n) != flat[1].get(n)]
-    return "; ".join(f"{n}: {flat[0].get(n)} → {flat[1].get(n)}" for n in names[:3]) or "other settings"
-
-
-def _revision() -> str | None:
-    """The git revision of this source tree, where it is one."""
-    try:
-        where = Path(__file__).parent
-        out = subprocess.run(["git", "rev-parse", "HEAD"], cwd=where, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return out.stdout.strip() or None
 
 
 def _peak_memory(machine: Machine) -> float:

@@ -1,0 +1,28 @@
+"""JSON objects on disk: damage is named, and a reader never sees half a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `RunError` where it is damaged."""
+    try:
+        loaded = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove it and run the command again") from error
+    if not isinstance(loaded, dict):
+        raise RunError(f"{path} is not a JSON object; remove it and run the command again")
+    return loaded
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object, whole or not at all."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(fresh, path)
