@@ -41,7 +41,7 @@ def agreement(
     """
     if view not in ("centre", "corners"):
         raise SettingsError(f"--view {view} is not one of centre, corners")
-    images = data if isinstance(data, ImageDataset) else ImageDataset.open(data)
+    images = ImageDataset.open(data)
     trained = load(judge, checkpoint=checkpoint)
     _check(images, trained)
     machine = decide_machine(device, precision)

@@ -87,8 +87,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     # -- where data sets come from ------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, path: Path | str) -> ImageDataset:
-        """Map the data set in folder `path`; raises `DatasetError` naming the file that is missing or damaged."""
+    def open(cls, path: ImageDataset | Path | str) -> ImageDataset:
+        """Map the data set in folder `path`, or take one that is open already.
+
+        Raises `DatasetError` naming the file that is missing or damaged.
+        """
+        if isinstance(path, ImageDataset):
+            return path
         folder = Path(path)
         card = Card.load(folder)
         arrays = {name: _map(folder / f"{name}.npy") for name in ("labels", "logits", "seeds")}

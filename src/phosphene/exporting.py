@@ -30,7 +30,7 @@ def export(
     Example:
         phosphene dataset export d --out folders
     """
-    data = data if isinstance(data, ImageDataset) else ImageDataset.open(data)
+    data = ImageDataset.open(data)
     if data.card.shape[0] not in (1, 3):
         raise DatasetError(f"images of {data.card.shape[0]} channels have no PNG; read {data.path}/images.npy instead")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

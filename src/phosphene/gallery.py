@@ -197,7 +197,7 @@ def _tiles(data: ImageDataset, at: np.ndarray, names: list[str], labelled: bool)
 def _open(data: ImageDataset | str) -> ImageDataset:
     from .dataset import ImageDataset
 
-    return data if isinstance(data, ImageDataset) else ImageDataset.open(data)
+    return ImageDataset.open(data)
 
 
 def _comparable(sets: list[ImageDataset]) -> None:

@@ -108,7 +108,7 @@ def train(
         raise SettingsError("--data is missing; give a data set made by `phosphene synthesize` or `dataset import`")
     given = {name: value for name, value in locals().items() if name in TrainingRecipe.__dataclass_fields__}
     machine = decide_machine(device, precision)
-    data = data if isinstance(data, ImageDataset) else ImageDataset.open(data)
+    data = ImageDataset.open(data)
     asked = None if teacher is None else teachers.load(teacher, checkpoint=checkpoint)
     found = _found(arch)
     chosen = _settled(effective(recipe, given), given, found, data, soft=data.soft or asked is not None)

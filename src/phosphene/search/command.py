@@ -177,7 +177,7 @@ def _algorithm(name: str) -> Callable[..., Architecture]:
 def _open(data: ImageDataset | str | Path | None) -> ImageDataset:
     if data is None:
         raise SettingsError("--data is missing: name a data set, made by `phosphene synthesize` or `dataset import`")
-    return data if isinstance(data, ImageDataset) else ImageDataset.open(Path(data))
+    return ImageDataset.open(data)
 
 
 def _check(images: ImageDataset, given: dict[str, Any]) -> int:
