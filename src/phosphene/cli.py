@@ -37,6 +37,7 @@ COMMANDS = {
     "results": ("phosphene.results:results", "The table of recorded results"),
     "demo": ("phosphene.demo:demo", "The whole chain on a bundled network, offline, in minutes"),
 }
+COMPILED = {"synthesize", "train"}  # a supernet's many small pieces take longer to compile than they save
 GROUPS = {
     "teacher": "Trained networks",
     "dataset": "Data sets of every origin",
@@ -99,10 +100,10 @@ def command(name: str) -> click.Command:
     epilog = "\b\nExample:\n" + "\n".join("  " + line for line in lines) if lines else None
     parameters = [_parameter(setting) for setting in declared]
     if any(setting.name == "device" for setting in declared):
-        parameters += [
-            click.Option(["--threads"], type=click.IntRange(1), help="CPU threads [default: all cores]"),
-            click.Option(["--compile"], is_flag=True, help="torch.compile the hot loops (pays on GPUs)"),
-        ]
+        parameters.append(click.Option(["--threads"], type=click.IntRange(1), help="CPU threads [default: all cores]"))
+    if name in COMPILED:
+        note = "torch.compile the hot loop: a minute or more before the first step"
+        parameters.append(click.Option(["--compile"], is_flag=True, help=note))
     parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="print one JSON object"))
 
     def call(as_json: bool, threads: int | None = None, compile: bool = False, **values: Any) -> None:

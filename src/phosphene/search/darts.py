@@ -95,7 +95,7 @@ def search(
     train, valid = data.split(train_fraction, run.seed)
     epoch_steps = max(1, len(train) // batch)
     with run.seeded("supernet"):
-        net = machine.compiled(machine.place(space.supernet()).train())
+        net = machine.place(space.supernet()).train()
         alphas = machine.place(_initial(space.decisions, alpha_init)).requires_grad_()
     make = Softmax(space.decisions, machine)
     sgd = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
