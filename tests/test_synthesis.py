@@ -618,10 +618,11 @@ def test_chains_have_random_numbers_of_their_own():
 def test_the_fast_preset_keeps_its_floors_on_a_real_network(tmp_path):
     """ResNet-20 of CIFAR-10; real test images have distance 62, total variation .35 and entropy .08."""
     weights = Path(os.environ["PHOSPHENE_DATA"]) / "teachers" / "resnet20-12fca82f.th"
-    data = synthesize("cifar-resnet20", checkpoint=str(weights), images=100, iterations=40, out=tmp_path / "d")
+    data = synthesize("cifar-resnet20", checkpoint=str(weights), images=100, out=tmp_path / "d")
     figures = data.card.statistics
     assert figures["bn_distance"] <= 40 and figures["total_variation"] <= 0.8
-    assert figures["agreement"] >= 0.98 and 0.01 < figures["entropy"] < 0.3
+    assert data.card.shape == (3, 40, 40) and data.region == 32  # the regional update is part of it
+    assert figures["agreement"] >= 0.95 and 0.01 < figures["entropy"] < 0.3
 
 
 # -- noise ------------------------------------------------------------------------------------------------------------

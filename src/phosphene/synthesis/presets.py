@@ -66,7 +66,8 @@ PRESETS: dict[str, Recipe] = {
     # No paper's: found without looking at test data, as docs/decisions/0005-synthesis.md tells.
     "fast": Recipe(
         parametrization="fourier",
-        iterations=80,
+        iterations=40,
+        canvas="5/4",
         start_spectrum=1.0,
         lr=0.3,
         final_lr=0.02,
