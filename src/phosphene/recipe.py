@@ -51,7 +51,8 @@ def run(
     plan = read(recipe, scale, set or [])
     folder = out or Path("runs") / f"{plan.path.stem}-{scale}"
     order = in_order(plan, only)
-    given = {"device": device, "precision": precision}
+    asked = {"device": device, "precision": precision}
+    given = {name: value for name, value in asked.items() if value != "auto"}  # evaluation's own default is fp32
     left = [job for job in order if _finished(plan, job, folder) is None]
     cost = {"recipe": str(plan.path), "scale": scale, "core_minutes": plan.core_minutes, "jobs": len(order)}
     if estimate:
