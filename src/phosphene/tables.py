@@ -10,7 +10,7 @@ from rich.text import Text
 
 
 def table(result: dict[str, Any]) -> RenderableType:
-    """Plain values as two columns; lists of dicts and dicts of dicts as tables below them; long lists shortened."""
+    """Plain values as two columns; lists and dicts of dicts, and matrices, as tables below; long lists shortened."""
     plain = {k: v for k, v in result.items() if not _nested(v)}
     rows = Table(box=None, show_header=False, pad_edge=False)
     rows.add_column(style="dim")
@@ -26,12 +26,14 @@ def table(result: dict[str, Any]) -> RenderableType:
 
 def _nested(value: Any) -> bool:
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return isinstance(value, dict) or (bool(items) and all(isinstance(item, dict) for item in items))
+    return isinstance(value, dict) or (bool(items) and all(isinstance(item, dict | list) for item in items))
 
 
 def _grid(value: Any) -> RenderableType:
     if isinstance(value, dict) and not all(isinstance(item, dict) for item in value.values()):
         return table(value)
+    if isinstance(value, list) and isinstance(value[0], list):  # a matrix, such as a confusion
+        value = {str(i): {str(j): item for j, item in enumerate(row)} for i, row in enumerate(value)}
     rows = [{"": key, **item} for key, item in value.items()] if isinstance(value, dict) else value
     columns = list(dict.fromkeys(name for row in rows for name in row))
     grid = Table(box=None, pad_edge=False, header_style="dim")
