@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from phosphene import demo
-from phosphene.errors import SettingsError
-from phosphene.run import Estimate
+from phosphene.errors import Estimate, SettingsError
 
 SMALL = {
     "MADE": {"images": 40, "iterations": 2},

@@ -16,8 +16,7 @@ from torch import nn
 from phosphene import evaluate, models, train
 from phosphene import teacher as teachers
 from phosphene.dataset import ImageDataset
-from phosphene.errors import DatasetError, SettingsError, TeacherError
-from phosphene.run import Estimate
+from phosphene.errors import DatasetError, Estimate, SettingsError, TeacherError
 
 MODULE = sys.modules["phosphene.evaluate"]
 CPU = {"device": "cpu", "precision": "fp32"}

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from phosphene.errors import RunError
+from phosphene.errors import Estimate, RunError, Stopped
 from phosphene.hardware import machine
-from phosphene.run import Estimate, Run, Stopped
+from phosphene.run import Run
 
 
 class Fault(Exception):

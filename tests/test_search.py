@@ -15,10 +15,10 @@ from phosphene import costs, spaces
 from phosphene.core import Architecture, Choices, Decision
 from phosphene.costs import Budget
 from phosphene.dataset import ImageDataset
-from phosphene.errors import BudgetError, DatasetError, PhospheneError, SettingsError
+from phosphene.errors import BudgetError, DatasetError, Estimate, PhospheneError, SettingsError
 from phosphene.hardware import Machine
 from phosphene.objectives import soft_cross_entropy
-from phosphene.run import Estimate, Run
+from phosphene.run import Run
 from phosphene.search import SEARCHES, command, darts, notation, random
 
 CPU = Machine(torch.device("cpu"))

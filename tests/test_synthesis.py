@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from phosphene.dataset import ImageDataset
-from phosphene.errors import SettingsError, TeacherError
+from phosphene.errors import Estimate, SettingsError, TeacherError
 from phosphene.hardware import Machine
-from phosphene.run import Estimate, Run
+from phosphene.run import Run
 from phosphene.synthesis.command import synthesize
 from phosphene.synthesis.inversion import (
     Inverter,

@@ -24,10 +24,10 @@ from phosphene import load_network, models, spaces, train
 from phosphene import teacher as teachers
 from phosphene.augment import Augment
 from phosphene.dataset import ImageDataset, batches
-from phosphene.errors import ArchitectureError, DatasetError, RunError, SettingsError, TeacherError
+from phosphene.errors import ArchitectureError, DatasetError, Estimate, RunError, SettingsError, TeacherError
 from phosphene.hardware import Machine, machine
 from phosphene.published import RECIPES, TrainingRecipe, effective, learning_rate, length
-from phosphene.run import Estimate, Run
+from phosphene.run import Run
 
 MODULE = sys.modules["phosphene.train"]
 CPU = {"device": "cpu", "precision": "fp32"}

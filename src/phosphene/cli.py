@@ -165,7 +165,7 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """Run the command line; errors of ours are one line and exit status 2, an interruption is 130."""
-    from .errors import PhospheneError
+    from .errors import Estimate, PhospheneError, Stopped
 
     group = Lazy(
         help="Search, distil and compress image networks without the images they were trained on.\n\n"
@@ -183,13 +183,11 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; run the same command to go on", 130)
     except PhospheneError as error:
-        _fail(str(error), 130 if type(error).__name__ == "Stopped" else 2)
+        _fail(str(error), 130 if isinstance(error, Stopped) else 2)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
-    except Exception as error:
-        if type(error).__name__ != "Estimate":
-            raise
-        _print(error.needs, "--json" in sys.argv)  # type: ignore[attr-defined]
+    except Estimate as found:
+        _print(found.needs, "--json" in sys.argv)
 
 
 def _fail(message: str, status: int) -> None:

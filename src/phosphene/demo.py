@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from .dataset import ImageDataset
-from .errors import SettingsError
+from .errors import Estimate, SettingsError
 from .evaluate import evaluate
 from .progress import say
-from .run import Estimate
 from .search.command import Found, darts, random
 from .synthesis.command import synthesize
 from .synthesis.noise import noise

@@ -8,8 +8,14 @@
     ├── BudgetError          no architecture keeps the budget
     ├── RunError             a run folder is of another run, or damaged
     ├── RecipeError          a recipe has unknown stages, keys or scales
-    └── MissingExtra         an optional package is not installed
+    ├── MissingExtra         an optional package is not installed
+    └── Stopped              interrupted, with everything saved
+
+`Estimate` stands outside of the tree: it is an answer, not something to mend.
 """
+
+import json
+from typing import Any
 
 
 class PhospheneError(Exception):
@@ -49,3 +55,15 @@ class MissingExtra(PhospheneError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'phosphene[{extra}]'")
+
+
+class Stopped(PhospheneError):
+    """Interrupted by Ctrl-C or SIGTERM after everything was saved; the message says how to go on."""
+
+
+class Estimate(Exception):
+    """What a run would need: raised instead of running when `--estimate` was given."""
+
+    def __init__(self, needs: dict[str, Any]) -> None:
+        super().__init__(json.dumps(needs))
+        self.needs = needs

@@ -27,25 +27,13 @@ from typing import Any, TextIO
 import torch
 
 from . import checkpoint, identity
-from .errors import PhospheneError, RunError
+from .errors import Estimate, RunError, Stopped
 from .files import read_json, write_json
 from .hardware import Machine
 from .progress import Progress, say
 
 _EVERY = "PHOSPHENE_CHECKPOINT_SECONDS"
 _ESTIMATED_STEPS = 4
-
-
-class Stopped(PhospheneError):
-    """Interrupted by Ctrl-C or SIGTERM after everything was saved; the message says how to go on."""
-
-
-class Estimate(Exception):
-    """What a run would need: raised instead of running when `--estimate` was given."""
-
-    def __init__(self, needs: dict[str, Any]) -> None:
-        super().__init__(json.dumps(needs))
-        self.needs = needs
 
 
 class Run:
