@@ -8,6 +8,8 @@ import torch
 
 from phosphene.core import Batch
 from phosphene.objectives import (
+    OBJECTIVES,
+    binary_cross_entropy,
     bn_distance,
     competition,
     distillation,
@@ -52,6 +54,38 @@ def test_distillation(temperature, squared):
     batch = Batch(torch.zeros(5, 1), torch.from_numpy(p))
     assert distillation(temperature, squared=squared)(z, batch).item() == pytest.approx(expected, rel=1e-12)
     assert distillation(temperature, squared=squared)(teacher, batch).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_binary_cross_entropy_is_the_mean_over_labelled_entries(wrapped):
+    z, rows = random(4, 3), random(4, 3, seed=1).sigmoid()
+    rows[0, 1] = rows[2, 0] = rows[2, 2] = float("nan")
+    p = 1 / (1 + np.exp(-z.numpy()))
+    terms = [
+        -(y * math.log(p[i, k]) + (1 - y) * math.log(1 - p[i, k]))
+        for i, row in enumerate(rows.tolist())
+        for k, y in enumerate(row)
+        if not math.isnan(y)
+    ]
+    assert len(terms) == 9
+    target = Batch(torch.zeros(4, 1), rows) if wrapped else rows
+    assert binary_cross_entropy(z, target).item() == pytest.approx(sum(terms) / 9, rel=1e-12)
+
+
+def test_unlabelled_entries_never_reach_the_gradient_of_binary_cross_entropy():
+    rows = torch.tensor([[1.0, float("nan")], [float("nan"), 0.0]])
+    logits = torch.tensor([[50.0, -1e4], [3e38, -50.0]], requires_grad=True)
+    binary_cross_entropy(logits, rows).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 1] == logits.grad[1, 0] == 0
+    nothing = torch.zeros(2, 2, requires_grad=True)
+    loss = binary_cross_entropy(nothing, torch.full((2, 2), float("nan")))
+    loss.backward()
+    assert loss == 0 and (nothing.grad == 0).all()
+
+
+def test_every_task_of_a_card_has_an_objective():
+    assert OBJECTIVES["single"] is soft_cross_entropy and OBJECTIVES["multi"] is binary_cross_entropy
 
 
 def test_distillation_accepts_one_hot_rows():

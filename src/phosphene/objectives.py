@@ -16,6 +16,8 @@ from torch import Tensor
 from .core import Batch, Objective
 
 __all__ = [
+    "OBJECTIVES",
+    "binary_cross_entropy",
     "bn_distance",
     "competition",
     "distillation",
@@ -36,6 +38,28 @@ def soft_cross_entropy(output: Tensor, target: Batch | Tensor) -> Tensor:
     """
     rows = target.targets if isinstance(target, Batch) else target
     return -(rows * F.log_softmax(output, dim=1)).sum(dim=1).mean()
+
+
+def binary_cross_entropy(output: Tensor, target: Batch | Tensor) -> Tensor:
+    """Cross-entropy of independent findings: −y log σ(o) − (1 − y) log σ(−o), the mean over the labelled entries.
+
+    An entry whose target is NaN is unlabelled: it counts nowhere and its gradient is exactly 0. Where nothing is
+    labelled the loss is 0 (and has a gradient, of zeros).
+
+    Args:
+        output: logits ``(N, K)``.
+        target: a `Batch`, or its rows ``(N, K)`` in [0, 1] or NaN.
+    """
+    rows = target.targets if isinstance(target, Batch) else target
+    labelled = ~rows.isnan()
+    # targets are filled and outputs left out before the loss, not after it: NaN or inf times 0 would still be NaN
+    known = output.where(labelled, torch.zeros_like(output))
+    each = F.binary_cross_entropy_with_logits(known, rows.nan_to_num(0.0).to(output.dtype), reduction="none")
+    return (each * labelled).sum() / labelled.sum().clamp_min(1)
+
+
+OBJECTIVES: dict[str, Objective] = {"single": soft_cross_entropy, "multi": binary_cross_entropy}
+"""card.task -> the loss of its targets"""
 
 
 def distillation(temperature: float = 1.0, *, squared: bool = False) -> Objective:
