@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from phosphene import architecture, spaces
+from phosphene import architecture, cells, comparison, spaces
 from phosphene.errors import ArchitectureError, SettingsError
 from phosphene.layout import LABEL, RADIUS, _trace, arrange
 from phosphene.spaces import genotype
@@ -74,13 +74,13 @@ def test_cells_are_drawn_large_in_colour_and_each_its_own_way(tmp_path):
     assert first.shape[1] >= 1200 and np.array_equal(first, again) and not np.array_equal(first.shape, other.shape)
     flat = first[..., :3].reshape(-1, 3)
     for family in ("sep", "skip", "max"):
-        colour = [int(architecture.FAMILIES[family][1][k : k + 2], 16) for k in (1, 3, 5)]
+        colour = [int(cells.FAMILIES[family][1][k : k + 2], 16) for k in (1, 3, 5)]
         assert (np.abs(flat.astype(int) - colour).sum(1) < 6).sum() > 300, family
-    purple = [int(architecture.FAMILIES["dil"][1][k : k + 2], 16) for k in (1, 3, 5)]
+    purple = [int(cells.FAMILIES["dil"][1][k : k + 2], 16) for k in (1, 3, 5)]
     assert not (np.abs(flat.astype(int) - purple).sum(1) < 6).any(), "no dilated convolution in darts-v1"
 
 
-def cells():
+def every_cell():
     for name, text in genotype.PUBLISHED.items():
         for kind in genotype.KINDS:
             yield pytest.param(getattr(genotype.parse(text), kind), id=f"{name}-{kind}")
@@ -90,7 +90,7 @@ def cells():
         yield pytest.param(drawn.normal, id=f"random-{seed}")
 
 
-@pytest.mark.parametrize("cell", cells())
+@pytest.mark.parametrize("cell", every_cell())
 def test_nothing_lies_on_anything_else(cell):
     drawing = arrange(cell)
     assert [edge.operation for edge in drawing.edges] == [operation for operation, _ in cell]
@@ -109,7 +109,7 @@ def test_nothing_lies_on_anything_else(cell):
 
 
 def test_names_for_readers():
-    assert [architecture.words(name) for name in ("sep_conv_3x3", "skip_connect", "max_pool_3x3")] == [
+    assert [cells.words(name) for name in ("sep_conv_3x3", "skip_connect", "max_pool_3x3")] == [
         "sep conv 3×3",
         "skip",
         "max pool 3×3",
@@ -121,3 +121,65 @@ def test_the_command_prints_one_json_object(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     shown = json.loads(done.stdout)
     assert shown["params"] == 3795166 and (tmp_path / "cells-sgas-cri1.png").exists()
+
+
+def edited(text: str, before: str, after: str) -> genotype.Genotype:
+    assert before in text
+    return genotype.parse(text.replace(before, after, 1))
+
+
+def test_what_tells_architectures_apart():
+    """Figures that can be read off the published genotypes by eye."""
+    first, second = (genotype.parse(genotype.PUBLISHED[name]) for name in ("darts-v1", "darts-v2"))
+    counted = comparison.facts(first.normal)
+    assert {name: count for name, count in counted.items() if count} == {
+        "depth": 2,
+        "skip_connect": 3,
+        "sep_conv_3x3": 5,
+    }
+    assert comparison.agree(first, first) == 1 and comparison.agree(first, second) == comparison.agree(second, first)
+    changed = edited(genotype.PUBLISHED["darts-v1"], "('skip_connect', 2)], normal", "('max_pool_3x3', 2)], normal")
+    assert comparison.agree(first, changed) == 15 / 16
+    turned = edited(
+        genotype.PUBLISHED["darts-v1"],
+        "('sep_conv_3x3', 1), ('sep_conv_3x3', 0)",
+        "('sep_conv_3x3', 0), ('sep_conv_3x3', 1)",
+    )
+    assert comparison.agree(first, turned) == 1, "the order of a node's inputs means nothing"
+    chain = [("skip_connect", source) for node in range(2, 6) for source in (node - 1, node - 2)]
+    assert comparison.depth(chain) == 4 and comparison.depth([("skip_connect", 0), ("skip_connect", 1)] * 4) == 1
+
+
+def test_chance_agreement_is_what_the_help_says():
+    space = DartsSpace(channels=4, cells=3)
+    chance = torch.Generator().manual_seed(0)
+    drawn = [space.genotype(sample(space, chance)) for _ in range(60)]
+    shared = [comparison.agree(a, b) for a, b in itertools.combinations(drawn, 2)]
+    assert np.mean(shared) == pytest.approx(0.09, abs=0.01)
+
+
+def test_architectures_are_compared_at_one_size(tmp_path):
+    """Whatever they were searched with: a head of 5,000 classes must not decide who is larger."""
+    for classes, folder in ((5000, "noise/search"), (7, "fractal/search")):
+        space = DartsSpace(channels=8, cells=4, classes=classes)
+        (tmp_path / folder).mkdir(parents=True)
+        architecture.Architecture(space.spec, spaces.architecture("darts-v1").choices).save(
+            tmp_path / folder / "arch.json"
+        )
+    given = [str(tmp_path / "noise/search"), str(tmp_path / "fractal/search" / "arch.json"), "darts-v1"]
+    told = comparison.compare(given, channels=8, cells=4, out=tmp_path / "g.png")
+    assert list(told["architectures"]) == ["noise/search", "fractal/search", "darts-v1"]
+    assert len({json.dumps(row) for row in told["architectures"].values()}) == 1
+    assert told["normal"]["darts-v1"]["skip_connect"] == 3 and told["reduce"]["darts-v1"]["max_pool_3x3"] == 4
+    assert set(told["agreement"]["darts-v1"].values()) == {1.0} and json.loads(json.dumps(told)) == told
+    three = Image.open(tmp_path / "g.png").size
+    comparison.compare(["darts-v1"] * 2, channels=8, cells=4, out=tmp_path / "g.png")
+    two = Image.open(tmp_path / "g.png").size
+    assert three[1] == two[1] and 1.4 < three[0] / two[0] < 1.6, "a column each"
+
+
+def test_what_cannot_be_compared_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="cifar-resnet20 has no cells"):
+        comparison.compare(["darts-v1", "cifar-resnet20"], out=tmp_path / "g.png")
+    with pytest.raises(ArchitectureError, match="nothing-of-this-name"):
+        comparison.compare(["nothing-of-this-name"], out=tmp_path / "g.png")

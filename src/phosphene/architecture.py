@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from . import costs, spaces
+from .cells import draw_cells
 from .core import Architecture
-from .errors import ArchitectureError, SettingsError
-from .layout import RADIUS, WIDE, Drawing, arrange
+from .errors import SettingsError
 from .spaces.darts import DartsSpace
-from .spaces.genotype import KINDS, Genotype
-
-FAMILIES = {
-    "sep": ("separable convolution", "#1f5fa8"),
-    "dil": ("dilated convolution", "#8a3ca0"),
-    "max": ("max pooling", "#b4541a"),
-    "avg": ("average pooling", "#a07800"),
-    "skip": ("skip", "#2e7d4f"),
-}
-"""first word of an operation -> (what it is, colour)"""
-INK, PALE, OUTSIDE = "#222222", "#c9cdd4", "#e8edf5"
-CENTRED = {"ha": "center", "va": "center"}
+from .spaces.genotype import KINDS
 
 
 def show(
@@ -55,17 +44,17 @@ def show(
     settings: dict[str, Any] = {"channels": channels, "cells": cells, "stem": stem, "auxiliary": auxiliary or None}
     found = resolve(arch, classes, size, input_channels, **settings)
     space = spaces.space(found.space)
-    result: dict[str, Any] = {"architecture": _title(arch), **_counted(space, found, auxiliary)}
+    result: dict[str, Any] = {"architecture": title(arch), **counted(space, found, auxiliary)}
     result["settings"] = {key: value for key, value in space.spec.items() if key != "name"}
     if isinstance(space, DartsSpace):
         genotype = space.genotype(found.choices)
         result["genotype"] = str(genotype)
         result |= {kind: sentences(getattr(genotype, kind)) for kind in KINDS}
-        path = Path(f"cells-{_title(arch)}.png") if out is None else out
-        draw_cells(found, path, title=_title(arch))
+        path = Path(f"cells-{title(arch)}.png") if out is None else out
+        draw_cells(found, path, title=title(arch))
         result["cells"] = str(path)
     elif out is not None:
-        raise SettingsError(f"--out {out}: {_title(arch)} has no cells to draw; leave it out")
+        raise SettingsError(f"--out {out}: {title(arch)} has no cells to draw; leave it out")
     return result
 
 
@@ -81,7 +70,8 @@ def resolve(
     return spaces.architecture(arch, classes=classes, shape=shape, **settings)
 
 
-def _counted(space: Any, found: Architecture, auxiliary: bool) -> dict[str, int]:
+def counted(space: Any, found: Architecture, auxiliary: bool = False) -> dict[str, int]:
+    """Parameters and multiply-accumulates of the final network."""
     import torch
 
     with torch.device("meta"):
@@ -92,7 +82,7 @@ def _counted(space: Any, found: Architecture, auxiliary: bool) -> dict[str, int]
     }
 
 
-def _title(arch: str | Path | Architecture) -> str:
+def title(arch: str | Path | Architecture) -> str:
     """A short name for a figure or a file."""
     if isinstance(arch, Architecture) or str(arch).strip().startswith("Genotype("):
         return "architecture" if isinstance(arch, Architecture) else "genotype"
@@ -110,94 +100,3 @@ def sentences(cell: Sequence[tuple[str, int]]) -> list[str]:
 def state(source: int) -> str:
     """The name of a cell's state: its inputs first, then its nodes from 0."""
     return ("c_{k-2}", "c_{k-1}")[source] if source < 2 else str(source - 2)
-
-
-def draw_cells(architecture: Architecture | Mapping[str, int], path: Path, title: str | None = None) -> None:
-    """Draw the normal and the reduction cell of an architecture, or of its choices, as graphs into a PNG.
-
-    Raises:
-        ArchitectureError: it has no cells, or a node without two inputs.
-        SettingsError: the file cannot be written.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine as LayoutEngine
-
-    from .spaces.genotype import of_choices
-
-    choices = architecture.choices if isinstance(architecture, Architecture) else dict(architecture)
-    if not choices:
-        raise ArchitectureError("this architecture has no cells to draw; only those of cell spaces have")
-    genotype = of_choices(choices)
-    drawings = [arrange(getattr(genotype, kind)) for kind in KINDS]
-    figure = Figure((12, 0.9 + sum(d.height for d in drawings)), facecolor="white", layout=LayoutEngine(h_pad=0.08))
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 1, height_ratios=[d.height for d in drawings])
-    for panel, drawing, name in zip(panels, drawings, ("normal cell", "reduction cell"), strict=True):
-        _draw(panel, drawing, name)
-    if title:
-        figure.suptitle(title, fontsize=15, fontweight="bold", color=INK)
-    _legend(figure, genotype)
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--out {path} cannot be written ({error}); name a PNG in an existing folder") from error
-
-
-def _draw(panel: Any, drawing: Drawing, name: str) -> None:
-    """One cell, in inches."""
-    left, right, bottom, top = drawing.frame
-    panel.set_xlim(left, right)
-    panel.set_ylim(bottom, top)
-    panel.set_aspect("equal")
-    panel.axis("off")
-    panel.text(left + 0.1, top - 0.1, name, fontsize=13, color=INK, va="top", style="italic")
-    for control in drawing.joins:
-        _draw_curve(panel, control, PALE, "-", 1)
-    for edge in drawing.edges:
-        colour = FAMILIES[edge.operation.split("_")[0]][1]
-        _draw_curve(panel, edge.control, colour, "-|>", 2)
-        box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        panel.text(*edge.label, words(edge.operation), **CENTRED, fontsize=11, color=colour, zorder=4, bbox=box)
-    for (x, y), text in zip(drawing.points, drawing.names, strict=True):
-        panel.add_patch(_shape(x, y, text.startswith("$")))
-        panel.text(x, y, text, **CENTRED, fontsize=13, color=INK, zorder=6)
-
-
-def _shape(x: float, y: float, box: bool) -> Any:
-    """A rounded box for what enters and leaves the cell, a circle for a node."""
-    from matplotlib.patches import Circle, FancyBboxPatch
-
-    style: dict[str, Any] = {"edgecolor": INK, "linewidth": 1.3, "zorder": 5, "facecolor": OUTSIDE if box else "white"}
-    if not box:
-        return Circle((x, y), RADIUS, **style)
-    w, h = WIDE - 0.06, RADIUS - 0.06
-    return FancyBboxPatch((x - w, y - h), 2 * w, 2 * h, boxstyle="round,pad=0.06", **style)
-
-
-def _draw_curve(panel: Any, control: Any, colour: str, style: str, order: int) -> None:
-    """A cubic, with an arrow head where the style has one."""
-    from matplotlib.patches import FancyArrowPatch
-    from matplotlib.path import Path as Curve
-
-    curve = Curve(control, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
-    width = 2.0 if order > 1 else 1.3
-    panel.add_patch(
-        FancyArrowPatch(
-            path=curve, arrowstyle=style, color=colour, linewidth=width, mutation_scale=15, zorder=order, fill=order > 1
-        )
-    )
-
-
-def words(operation: str) -> str:
-    """sep_conv_3x3 -> sep conv 3×3"""
-    return re.sub(r"(\d)x(\d)", r"\1×\2", operation.removesuffix("_connect")).replace("_", " ")
-
-
-def _legend(figure: Any, genotype: Genotype) -> None:
-    """The colours that occur."""
-    from matplotlib.lines import Line2D
-
-    used = {operation.split("_")[0] for kind in KINDS for operation, _ in getattr(genotype, kind)}
-    lines = [Line2D([], [], color=FAMILIES[f][1], linewidth=3, label=FAMILIES[f][0]) for f in FAMILIES if f in used]
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False, fontsize=11)

@@ -22,6 +22,8 @@ COMMANDS = {
     "teacher show": ("phosphene.teacher:show", "What a trained network takes and gives"),
     "synthesize": ("phosphene.synthesis.command:synthesize", "A data set from a trained network alone"),
     "noise": ("phosphene.synthesis.noise:noise", "The baseline: noise images with the network's rows"),
+    "unreal noise": ("phosphene.synthesis.unreal:noise", "Noise images with random labels"),
+    "unreal random-labels": ("phosphene.synthesis.unreal:random_labels", "Real images with random labels"),
     "dataset import": ("phosphene.importing:import_", "Real images from folders, .npz, CIFAR's files, torchvision"),
     "dataset show": ("phosphene.gallery:show", "Counts, entropy and a contact sheet"),
     "dataset compare": ("phosphene.gallery:compare", "The same classes of several data sets side by side"),
@@ -30,6 +32,7 @@ COMMANDS = {
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
     "arch show": ("phosphene.architecture:show", "Parameters, MACs and drawn cells of an architecture"),
+    "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
     "train": ("phosphene.train:train", "Train an architecture on a data set"),
     "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
     "report": ("phosphene.report:report", "One HTML page of any set of runs"),
@@ -40,6 +43,7 @@ COMMANDS = {
 COMPILED = {"synthesize", "train"}  # a supernet's many small pieces take longer to compile than they save
 GROUPS = {
     "teacher": "Trained networks",
+    "unreal": "Data sets without real images or real labels",
     "dataset": "Data sets of every origin",
     "search": "Architecture search",
     "arch": "Architectures",
