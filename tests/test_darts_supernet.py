@@ -161,7 +161,7 @@ def test_faults_are_named():
         net(x, chosen)
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("size", [(6, 8), (5, 7)])
 def test_depthwise(kernel, stride, dilation, size):
@@ -179,7 +179,7 @@ def test_depthwise(kernel, stride, dilation, size):
         assert torch.autograd.gradgradcheck(lambda a, b: depthwise_each(a, [b, -b], stride, dilation), (x, weight))
 
 
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
 def test_strided_input_gradient(kernel):
     x = torch.randn(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 1, kernel, kernel, dtype=torch.float64)

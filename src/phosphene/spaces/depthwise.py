@@ -3,7 +3,8 @@
 The CPU's library has a fast kernel for every depthwise forward convolution, but of the backward kernels only those
 of small, undilated kernels are fast: the weight gradient wants a kernel at most 3 wide, and the rest is 10 to 100
 times slower (docs/decisions/0008). So: the input gradient is a forward convolution with the flipped kernel, a 5x5
-weight gradient is two overlapping 5x3 ones, and a dilated convolution is a plain one on the four phases of the map.
+weight gradient is two overlapping 5x3 ones and a 7x7 three 7x3 ones, and a dilated convolution is a plain one on the
+four phases of the map.
 """
 
 from __future__ import annotations
@@ -88,52 +89,56 @@ def input_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: int, dilatio
     """A forward convolution with the flipped kernel; the library's at stride 2, where it is fast but in bfloat16."""
     if x.device.type == "cpu" and stride == 1:
         return convolve(grad, weight.flip(2, 3), 1, dilation)
-    even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and (stride, dilation) == (2, 1) and even:
-        return strided_input_gradient(grad, weight)
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and (stride, dilation) == (2, 1):
+        even = strided_input_gradient(grad, weight)
+        return even[:, :, : x.shape[2], : x.shape[3]].contiguous(memory_format=torch.channels_last)
     return backward_of(grad, x, weight, stride, dilation, 0)
 
 
 def strided_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
-    """At stride 2, of an input of even size: four forward convolutions, one for each phase of the input; k <= 5."""
+    """At stride 2, of an input of even size: four forward convolutions, one for each phase of the input.
+
+    An input of odd size is the even one without its last row or column: both have outputs of one size.
+    """
     taps, wide = phase_taps(weight.shape[3]), F.pad(weight, (1, 2, 1, 2))
     parts = [convolve(grad, wide[:, :, rows][..., columns].contiguous(), 1, 1) for rows in taps for columns in taps]
     return unphases(torch.cat(parts))
 
 
 def phase_taps(size: int) -> tuple[list[int], list[int]]:
-    """Where a kernel's taps meet even and odd inputs at stride 2, for output offsets −1, 0, 1.
+    """Where a kernel's taps meet even and odd inputs at stride 2, for output offsets −1, 0, 1 (a 7x7's: −2 to 2).
 
     Input 2i + a meets output i + o at tap a + size//2 − 2o; taps are counted from 1, others are 0 (padding).
     """
-    even, odd = ([a + size // 2 - 2 * offset + 1 for offset in (-1, 0, 1)] for a in (0, 1))
+    reach = (size + 1) // 4
+    offsets = range(-reach, reach + 1)
+    even, odd = ([a + size // 2 - 2 * offset + 1 for offset in offsets] for a in (0, 1))
     return even, odd
 
 
 def weight_gradients(grads: list[Tensor], x: Tensor, weights: list[Tensor], stride: int, dilation: int) -> list[Tensor]:
-    """One for each weight; a 5-wide kernel's from two 3-wide ones, on the map moved one column each way."""
+    """One for each weight; of a wider kernel than 3 from kernels 3 wide, each on a map moved to its columns."""
     found: list[Tensor] = []
-    moved: tuple[Tensor, Tensor] | None = None
-    flat = stride == 1 and x.shape[2] < 8
+    moved: dict[int, list[Tensor]] = {}  # kernel -> maps
     for grad, weight in zip(grads, weights, strict=True):
         size = weight.shape[3]
-        if x.device.type != "cpu" or dilation > 1 or size != 2 * WIDE - 1:
+        if x.device.type != "cpu" or dilation > 1 or size <= WIDE:
             found.append(backward_of(grad, x, weight, stride, dilation, 1))
             continue
-        if moved is None:
-            left, right = F.pad(x, (2, 0)), F.pad(x, (0, 2))
-            moved = (tall(left), tall(right)) if flat else (left, right)
-        g, part = tall(grad) if flat else grad, weight[..., :WIDE]
-        a, b = (backward_of(g, shifted, part, stride, 1, 1, (size // 2, 0)) for shifted in moved)
-        found.append(torch.cat([a, b[..., 1:]], 3))  # the kernel's columns -2, -1, 0 and 0, 1, 2
+        if size not in moved:
+            moved[size] = columns(x, size)
+        first, *others = (backward_of(grad, m, weight[..., :WIDE], stride, 1, 1, (0, 0)) for m in moved[size])
+        found.append(torch.cat([first, *(part[..., 1:] for part in others)], 3))  # each begins with the last one's end
     return found
 
 
-def tall(x: Tensor) -> Tensor:
-    """Up to 16 images above one another, two rows of zeros around each: flat maps miss the fast kernel."""
-    together = next(k for k in (16, 8, 4, 2, 1) if len(x) % k == 0)
-    rows = F.pad(x, (0, 0, 2, 2)).permute(0, 2, 3, 1)
-    return rows.reshape(len(x) // together, -1, *rows.shape[2:]).permute(0, 3, 1, 2)
+def columns(x: Tensor, size: int) -> list[Tensor]:
+    """The map as the kernel's columns 0 to 2, 2 to 4, … see it: moved sideways, zeros above and below.
+
+    Its zeros are written out: the fast kernel wants no padding where the map is low, or 7 rows meet a stride.
+    """
+    reach = size // 2
+    return [F.pad(x, (reach - left, left + WIDE - 1 - reach, reach, reach)) for left in range(0, size - 2, WIDE - 1)]
 
 
 def average(x: Tensor, stride: int) -> Tensor:
