@@ -18,7 +18,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"costs", "spaces", "dataset", "distributions", "curves", "illustrations"},
     {"sources"},
     {"teacher", "cells"},
-    {"importing", "exporting", "gallery", "architecture"},
+    {"importing", "exporting", "subset", "gallery", "architecture"},
     {"comparison", "synthesis", "bilevel", "scoring", "proxies", "published"},
     {"search", "train"},
     {"evaluate", "agreement"},
