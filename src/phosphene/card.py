@@ -11,13 +11,17 @@ from typing import Any, Literal
 
 from .errors import DatasetError
 
+YOUNGER = ("random_labels", "source")  # fields that the first cards did not have
+
 
 @dataclass
 class Card:
-    """What a data set is and how it came to be; `card.json` holds exactly these fields.
+    """What a data set is and how it came to be; `card.json` holds these fields.
 
     `shape` is (C, H, W). `mean`/`std` are the declared normalisation on the pixel scale 0..1, or None where nobody
     declared one; `statistics` holds the measured ones. `label_view` says which view of the image the row describes.
+    `random_labels`: the labels say nothing about the images. `source`: how images and labels are computed that are not
+    stored, ``{"kind": "noise" | "fractal" | "dataset", ...}``; None where they are stored.
     """
 
     name: str = "unnamed"
@@ -34,6 +38,8 @@ class Card:
     recipe: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+    random_labels: bool = False
+    source: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         c, h, w = self.shape
@@ -53,8 +59,13 @@ class Card:
             raise DatasetError(f"task {self.task!r} is neither 'single' nor 'multi'")
 
     def dumps(self) -> str:
-        """The card as JSON text, keys in a fixed order, so that equal cards are equal bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n"
+        """The card as JSON text, keys in a fixed order, so that equal cards are equal bytes.
+
+        Fields of `YOUNGER` are left out where they say nothing, so that older data sets keep their fingerprints.
+        """
+        fields = dataclasses.asdict(self)
+        said = {key: value for key, value in fields.items() if key not in YOUNGER or value}
+        return json.dumps(said, indent=1, sort_keys=True) + "\n"
 
     def save(self, folder: Path) -> None:
         """Write `card.json` into `folder` atomically."""

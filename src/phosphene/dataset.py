@@ -1,12 +1,12 @@
 """Image data sets: an image source, targets that are rows, and a card that says where both came from.
 
-One type serves every origin, real or made. On disk a data set is a folder:
+One type serves every origin, real, made or computed when it is read. On disk a data set is a folder:
 
     images.npy    uint8 (or float16/32) (N, C, H, W), read through a memory map
     labels.npy    int64 (N,), or float32 (N, K) with NaN = unlabelled when the task is `multi`
     logits.npy    float16 (N, K), centred; instead of labels.npy where a teacher gave the targets
     seeds.npy     int32 (N, S), optional: what each image was made from
-    card.json     the card
+    card.json     the card; where it names a `source`, images and labels are computed and there are no arrays
 
 Logits are kept rather than probabilities because rows at any temperature follow from them; float16 probabilities would
 lose everything but T = 1. Nothing here is ever unpickled.
@@ -27,15 +27,16 @@ from torch import Tensor
 
 from .card import Card
 from .core import Batch
+from .drawn import SOURCES, Drawn, random_labels
 from .errors import DatasetError
 from .journal import Writer
-from .stored import CHUNK, array, centred, parts, statistics
+from .stored import CHUNK, array, centred, check, count_classes, labels_of, mapped, parts, sampled, statistics
+from .unreal.labels import chosen
 
 if TYPE_CHECKING:
     from .hardware import Machine
 
 Index = Tensor | np.ndarray | Sequence[int] | range
-PIXELS = ("uint8", "float16", "float32")
 
 
 class Augmentation(Protocol):
@@ -45,22 +46,6 @@ class Augmentation(Protocol):
     def mix(
         self, inputs: Tensor, targets: Tensor, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]: ...
-
-
-class Drawn:
-    """An image source that is a function: `draw(index (n,)) -> images (n, C, H, W)`, the same for the same index."""
-
-    def __init__(self, draw: Callable[[np.ndarray], np.ndarray], count: int, shape: Sequence[int], dtype: str) -> None:
-        self.draw, self.shape, self.dtype = draw, (count, *shape), np.dtype(dtype)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        drawn = np.asarray(self.draw(np.asarray(index)))
-        if drawn.shape[1:] != self.shape[1:] or drawn.dtype != self.dtype:
-            raise DatasetError(f"the image source drew {drawn.dtype}{drawn.shape}, not {self.dtype}{self.shape[1:]}")
-        return drawn
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
@@ -82,7 +67,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         self.card, self.path, self.seeds = card, path, seeds
         self._images, self._labels, self._logits, self._index = images, labels, logits, index
-        _check(card, images, labels, logits)
+        check(card, images, labels, logits)
 
     # -- where data sets come from ------------------------------------------------------------------------------------
 
@@ -96,11 +81,33 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             return path
         folder = Path(path)
         card = Card.load(folder)
-        arrays = {name: _map(folder / f"{name}.npy") for name in ("labels", "logits", "seeds")}
-        images = _map(folder / "images.npy")
+        if card.source is not None:
+            return cls.computed(card, folder, path=folder)
+        arrays = {name: mapped(folder / f"{name}.npy") for name in ("labels", "logits", "seeds")}
+        images = mapped(folder / "images.npy")
         if images is None:
             raise DatasetError(f"{folder / 'images.npy'} is missing; make or import the data set again")
         return cls(card, images, path=folder, **arrays)
+
+    @classmethod
+    def computed(cls, card: Card, folder: Path, *, path: Path | None = None) -> ImageDataset:
+        """The data set that `card.source` describes; the files and relative paths it names are seen from `folder`.
+
+        `path`: the folder from which it can be opened, once the card is there. Raises `DatasetError`: the source is
+        damaged, of an unknown kind, or leans on a file or data set that is not there or was changed.
+        """
+        source = card.source or {}
+        kind, sources = source.get("kind"), {**SOURCES, "dataset": _borrowed}
+        if kind not in sources:
+            raise DatasetError(f"{folder} has a source of kind {kind!r}; this version knows {', '.join(sources)}")
+        try:
+            arrays = sources[kind](card, folder)
+            if not card.statistics:
+                card = dataclasses.replace(card, statistics=sampled(arrays["images"]))
+            return cls(card, **arrays, path=path)
+        except (KeyError, TypeError, ValueError) as error:
+            why = f"{folder / 'card.json'} is damaged (source: {error!r}); make the data set again"
+            raise DatasetError(why) from error
 
     @classmethod
     def from_arrays(
@@ -124,10 +131,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if pixels.ndim != 4:
             raise DatasetError(f"images have shape {pixels.shape}; four dimensions are needed: (N, C, H, W)")
         task = fields.get("task", "single")
-        targets = None if labels is None else _labels(array(labels), task)
+        targets = None if labels is None else labels_of(array(labels), task)
         soft = None if logits is None else centred(array(logits), task)
         if "classes" not in fields:
-            fields["classes"] = _count_classes(fields, targets, soft)
+            fields["classes"] = count_classes(fields, targets, soft)
         card = Card(**{**fields, "shape": pixels.shape[1:], "count": len(pixels)})
         card.statistics = card.statistics or statistics(pixels)
         return cls(card, pixels, labels=targets, logits=soft, seeds=seeds)
@@ -145,15 +152,15 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """A data set whose images are computed: `draw(index (n,)) -> (n, C, H, W)` of `dtype`, a pure function."""
         source = Drawn(draw, card.count, card.shape, dtype)
         if not card.statistics:
-            card = dataclasses.replace(card, statistics=statistics(source, most=2048))
+            card = dataclasses.replace(card, statistics=sampled(source))
         soft = None if logits is None else centred(array(logits), card.task)
-        return cls(card, source, labels=None if labels is None else _labels(labels, card.task), logits=soft)
+        return cls(card, source, labels=None if labels is None else labels_of(labels, card.task), logits=soft)
 
     def save(self, path: Path | str) -> ImageDataset:
         """Write this data set (or this view of one) into the new folder `path` and open it from there."""
         folder = Path(path)
-        card = dataclasses.replace(self.card, count=len(self), statistics={})
-        writer = Writer.create(folder, card, len(self), dtype=str(self._images.dtype), logits=self._logits is not None)
+        card = dataclasses.replace(self.card, count=len(self), statistics={}, source=None)
+        writer = Writer.create(folder, card, len(self), dtype=self.dtype, logits=self._logits is not None)
         step = max(1, CHUNK // max(1, int(np.prod(card.shape)) * self._images.dtype.itemsize))
         for start in range(0, len(self) if not writer.finished else 0, step):
             slots = np.arange(start, min(start + step, len(self)))
@@ -237,6 +244,16 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         mean, std = (x.to(pixels.device).view(1, -1, 1, 1) for x in self.normalisation)
         scale = 1 / (255 * std) if pixels.dtype == torch.uint8 else 1 / std
         return torch.addcmul(-mean / std, pixels.to(torch.float32), scale)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that holds this very data set; None in memory, and for a view of a part."""
+        return self.path if self._index is None else None
+
+    @property
+    def dtype(self) -> str:
+        """What a pixel is: uint8 on the scale 0..255, or float16 or float32."""
+        return str(self._images.dtype)
 
     @property
     def region(self) -> int | None:
@@ -349,50 +366,25 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return f"ImageDataset({self.card.name!r}, {facts})"
 
 
-# -- arrays -----------------------------------------------------------------------------------------------------------
+# -- images of another data set --------------------------------------------------------------------------------------
 
 
-def _labels(labels: np.ndarray, task: str) -> np.ndarray:
-    if task == "multi":
-        return labels.astype(np.float32)
-    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or (labels == np.floor(labels)).all()):
-        raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one integer each; give logits for soft ones")
-    return labels.astype(np.int64)
+def _borrowed(card: Card, folder: Path) -> dict[str, Any]:
+    """Source ``{"kind": "dataset", "path", "fingerprint", "seed"}``: another data set's images, random labels."""
+    source = card.source or {}
+    path, remedy = folder / str(source["path"]), "put it back or make this data set again"
+    if not path.is_dir():
+        raise DatasetError(f"{folder} takes its images from {path}, which is not there; {remedy}, with --store")
+    base = ImageDataset.open(path)
+    if base.fingerprint != source["fingerprint"]:
+        raise DatasetError(f"{folder} takes its images from {path}, which is another data set now; {remedy}")
+    used = chosen(len(base), card.count, int(source["seed"]))
+    images = functools.partial(_pixels, base if len(used) == len(base) else base.subset(used))
+    return {"images": Drawn(images, len(used), base.card.shape, base.dtype), "labels": random_labels(card)}
 
 
-def _count_classes(fields: dict[str, Any], labels: np.ndarray | None, logits: np.ndarray | None) -> int:
-    if fields.get("class_names") is not None:
-        return len(fields["class_names"])
-    table = logits if logits is not None else labels
-    if table is None:
-        raise DatasetError("a data set without labels or logits needs its number of classes: classes=K")
-    return int(table.shape[1]) if table.ndim == 2 else int(table.max(initial=0)) + 1
-
-
-def _check(card: Card, images: Any, labels: np.ndarray | None, logits: np.ndarray | None) -> None:
-    if str(images.dtype) not in PIXELS:
-        raise DatasetError(f"images are {images.dtype}; a data set holds one of {', '.join(PIXELS)}")
-    if tuple(images.shape) != (card.count, *card.shape):
-        there, said = tuple(images.shape), (card.count, *card.shape)
-        raise DatasetError(f"images are {there}, but the card says {said}; make or import the data set again")
-    for name, given in (("labels", labels), ("logits", logits)):
-        if given is not None and len(given) != card.count:
-            raise DatasetError(f"{len(given)} {name} for {card.count} images; import again")
-        if given is not None and given.ndim == 2 and given.shape[1] != card.classes:
-            raise DatasetError(f"{name} have {given.shape[1]} columns for {card.classes} classes; import again")
-    if labels is not None and labels.ndim == 1 and len(labels) and not 0 <= labels.min() <= labels.max() < card.classes:
-        low, high = labels.min(), labels.max()
-        raise DatasetError(f"labels run from {low} to {high}, outside 0..{card.classes - 1}; set the number of classes")
-
-
-def _map(path: Path) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    try:
-        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); make or import the data set again") from error
+def _pixels(data: ImageDataset, index: np.ndarray) -> np.ndarray:
+    return data.pixels(index).numpy()
 
 
 # -- the order of batches ---------------------------------------------------------------------------------------------

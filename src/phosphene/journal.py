@@ -173,8 +173,9 @@ def _finished(folder: Path, card: Card) -> bool:
         return False
     there = Card.load(folder)
     same = ("name", "origin", "task", "shape", "classes", "count", "recipe", "label_view", "teacher", "mean", "std")
+    same = (*same, "random_labels", "source")
     one, two = (json.loads(each.dumps()) for each in (there, card))  # tuples and lists are the same there
-    if any(one[key] != two[key] for key in same):
+    if any(one.get(key) != two.get(key) for key in same):
         what = f"{there.name!r}, {there.origin}, {there.count} images"
         raise DatasetError(f"{folder} holds another data set ({what}); name another --out or remove it")
     return True
