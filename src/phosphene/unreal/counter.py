@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio, odd: its multiples visit every 64-bit number
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / the golden ratio, odd: its multiples visit every 64-bit number
 _MASK = (1 << 64) - 1
 
 
@@ -28,14 +28,20 @@ def generators(seed: int, stream: int, index: np.ndarray) -> Iterator[np.random.
         yield generator
 
 
-def bits(seed: int, stream: int, index: np.ndarray) -> np.ndarray:
-    """64 random bits for each of `index` (n,), uint64: SplitMix64 (Steele et al. 2014), a bijection of the counter."""
-    start = _mix(_mix(np.array([seed & _MASK], np.uint64)) + np.uint64(stream))
-    return _mix(start + (index.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+def key(*parts: int | np.ndarray) -> np.ndarray:
+    """64 random bits, uint64, for a tuple of integers such as (seed, stream, index); arrays go element by element.
+
+    SplitMix64 (Steele et al. 2014), the parts put in one after the other.
+    """
+    found = np.zeros(1, np.uint64)
+    for part in parts:
+        words = np.asarray(part & _MASK if isinstance(part, int) else part).astype(np.uint64)
+        found = mix((found ^ words) + _GOLDEN)
+    return found
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (variant 13): each input bit flips each output bit in half of all cases."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def mix(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser, a permutation of uint64: each bit that goes in flips each that comes out half the time."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

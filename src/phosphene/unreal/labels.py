@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from .counter import bits
+from .counter import key
 
 LABELS, CHOICE = 2, 3  # streams
 
 
 def uniform(index: np.ndarray, *, seed: int, classes: int) -> np.ndarray:
     """Labels (n,) int64, each of `classes` with the same probability; label i is a function of (seed, i)."""
-    share = (bits(seed, LABELS, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # uniform in [0, 1)
+    share = (key(seed, LABELS, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # uniform in [0, 1)
     labels: np.ndarray = (share * classes).astype(np.int64)
     return labels
 
 
 def chosen(count: int, images: int, seed: int) -> np.ndarray:
     """`images` of ``range(count)`` at random, ascending, int64: those with the least random bits; all where fewer."""
-    order = np.argsort(bits(seed, CHOICE, np.arange(count)), kind="stable")
+    order = np.argsort(key(seed, CHOICE, np.arange(count)), kind="stable")
     return np.sort(order[:images])
