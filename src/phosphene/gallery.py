@@ -13,7 +13,7 @@ import numpy as np
 
 from .distributions import draw_distributions, draw_samples
 from .errors import DatasetError, SettingsError
-from .sheets import Tile, sheet, short_names, side_by_side, spread, tiles_of
+from .sheets import SHADES, Tile, off_scale, sheet, short_names, side_by_side, spread, tiles_of
 
 if TYPE_CHECKING:
     from .dataset import ImageDataset
@@ -30,6 +30,7 @@ def show(
 ) -> dict[str, Any]:
     """Counts, entropy and mean/std of a data set, and a contact sheet: rows = classes, top 3 of the soft label below.
 
+    Pixels off the scale 0..1, as those of noise, are drawn with mean ± 2.5 standard deviations from black to white.
     Raises `DatasetError` when the data set is missing or damaged.
 
     Example:
@@ -43,7 +44,7 @@ def show(
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet(contact_rows(data, columns, rows_per_class, most_classes)).save(path)
-    return {**described(data), "sheet": None if path is None else str(path)}
+    return {**described(data), **_shades(data), "sheet": None if path is None else str(path)}
 
 
 def compare(
@@ -60,23 +61,26 @@ def compare(
     Writes `images.png` (rows = classes, one block a set), `distributions.png` (the teacher's class distribution,
     averaged over a class, dots for single images) and `samples.png` (single images with their five likeliest classes);
     they correspond to figures 7, 2 and 8 of the Data-Free NAS paper. Sets with labels only, as real ones, have
-    a distribution with `--teacher` alone. Raises `DatasetError` when the sets have different classes.
+    a distribution with `--teacher` alone. Random labels have no class in common with anything: the images of such sets
+    stand in their order, and they may have any number of classes. Raises `DatasetError` when the other sets have
+    different classes.
 
     Example:
         phosphene dataset compare real one-hot calibrated --teacher cifar-resnet20 --checkpoint r20.th --out figures
     """
     sets = [_open(one) for one in data]
-    _comparable(sets)
+    model = _comparable(sets)
     if teacher is not None:
         from .teacher import load
 
         teacher = load(teacher, checkpoint=checkpoint)
-    names, titles = class_names(sets[0]), _titles(sets)
+    names, titles = class_names(model), _titles(sets)
     chosen = _chosen(classes, names) if classes else spread(len(names), 10)
     rows = {title: _rows(one, teacher) for title, one in zip(titles, sets, strict=True)}
     out.mkdir(parents=True, exist_ok=True)
-    blocks = [contact_rows(one, per_class, 1, 0, chosen, labelled=False) for one in sets]
-    joined = [(name, [tiles for block in blocks for tiles in [block[i][1]]]) for i, (name, _) in enumerate(blocks[0])]
+    blocks = [_block(one, per_class, chosen) for one in sets]
+    heads = ["" if model.card.random_labels else names[k] for k in chosen]
+    joined = [(name, [block[i] for block in blocks]) for i, name in enumerate(heads)]
     side_by_side(joined, titles, per_class).save(out / "images.png")
     soft = {title: r for title, r in rows.items() if r is not None}
     if soft:
@@ -86,6 +90,12 @@ def compare(
     figures = {title: _figures(one, rows[title]) for title, one in zip(titles, sets, strict=True)}
     paths = {f: str(out / f"{f}.png") if soft else None for f in ("distributions", "samples")}
     return {"images": str(out / "images.png"), **paths, "sets": figures}
+
+
+def _shades(data: ImageDataset) -> dict[str, str]:
+    """A line for sets whose pixels had to be mapped to shades."""
+    noisy = len(data) > 0 and off_scale(data.pixels([0]).numpy())
+    return {"drawn": f"mean ± {SHADES} std from black to white"} if noisy else {}
 
 
 # -- figures in numbers -----------------------------------------------------------------------------------------------
@@ -107,6 +117,8 @@ def _positive(data: ImageDataset) -> np.ndarray:
 
 def entropy(data: ImageDataset) -> float:
     """The mean entropy of the rows in nats; of a `multi` task, of each labelled finding."""
+    if data.card.task == "single" and not data.soft:
+        return 0.0  # one label an image leaves nothing open
     total, count = 0.0, 0
     for start in range(0, len(data), 4096):
         p = data.rows(range(start, min(start + 4096, len(data)))).double().numpy()
@@ -128,7 +140,7 @@ def class_names(data: ImageDataset) -> list[str]:
 
 def _rows(data: ImageDataset, teacher: Teacher | None) -> np.ndarray | None:
     """The class distribution of every image (N, K), of at most 2,000 images a class; NaN for the others."""
-    if teacher is None and not data.soft:
+    if data.card.random_labels or (teacher is None and not data.soft):
         return None
     rows = np.full((len(data), data.card.classes), np.nan, np.float32)
     at = np.concatenate([np.flatnonzero(data.labels == k)[:2000] for k in range(data.card.classes)])
@@ -184,6 +196,15 @@ def contact_rows(
     return rows
 
 
+def _block(data: ImageDataset, per_class: int, chosen: list[int]) -> list[list[Tile]]:
+    """A row of tiles for each chosen class; one image after the other where labels say nothing about them."""
+    if not data.card.random_labels:
+        return [tiles for _, tiles in contact_rows(data, per_class, 1, 0, chosen, labelled=False)]
+    at = np.arange(min(len(data), per_class * len(chosen)))
+    tiles = _tiles(data, at, [], False)
+    return [tiles[i * per_class : (i + 1) * per_class] for i in range(len(chosen))]
+
+
 def _tiles(data: ImageDataset, at: np.ndarray, names: list[str], labelled: bool) -> list[Tile]:
     if not len(at):
         return []
@@ -200,13 +221,16 @@ def _open(data: ImageDataset | str) -> ImageDataset:
     return ImageDataset.open(data)
 
 
-def _comparable(sets: list[ImageDataset]) -> None:
+def _comparable(sets: list[ImageDataset]) -> ImageDataset:
+    """The set whose classes are compared: the first one whose labels say something, if there is one."""
     if not sets:
         raise DatasetError("no data set to compare; name one at least")
-    kinds = {(one.card.classes, one.card.task) for one in sets}
-    if len(kinds) > 1 or sets[0].card.task != "single":
+    meant = [one for one in sets if not one.card.random_labels]
+    kinds = {(one.card.classes, one.card.task) for one in meant}
+    if len(kinds) > 1 or any(one.card.task != "single" for one in sets):
         text = ", ".join(f"{one.card.name}: {one.card.classes} ({one.card.task})" for one in sets)
         raise DatasetError(f"only sets with the same single-label classes compare; these have {text}")
+    return meant[0] if meant else sets[0]
 
 
 def _titles(sets: list[ImageDataset]) -> list[str]:
