@@ -36,12 +36,12 @@ def key(*parts: int | np.ndarray) -> np.ndarray:
     found = np.zeros(1, np.uint64)
     for part in parts:
         words = np.asarray(part & _MASK if isinstance(part, int) else part).astype(np.uint64)
-        found = mix((found ^ words) + _GOLDEN)
+        found = mix((found ^ words) + GOLDEN)
     return found
 
 
 def mix(words: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, a permutation of uint64: each bit that goes in flips each that comes out half the time."""
+    """SplitMix64's finaliser, a permutation of uint64: a bit that goes in flips any that comes out half the time."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return words ^ (words >> np.uint64(31))
