@@ -12,14 +12,15 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"files"},
     {"unreal"},
     {"hardware", "settings", "checkpoint", "identity", "progress", "tables"},
-    {"run"},
+    {"run", "parallel"},
     {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "drawn", "formats", "sheets"},
-    {"costs", "spaces", "dataset", "distributions", "curves", "illustrations"},
+    {"costs", "spaces", "dataset", "distributions", "curves", "illustrations", "scores"},
     {"sources"},
-    {"teacher", "cells"},
+    {"teacher", "starting", "cells"},
     {"importing", "exporting", "subset", "gallery", "architecture"},
     {"comparison", "synthesis", "bilevel", "scoring", "proxies", "published"},
+    {"trainee"},
     {"search", "train"},
     {"evaluate", "agreement"},
     {"studies", "compress"},
@@ -36,8 +37,9 @@ WITHIN = {("core", "errors")}  # inside one layer
 SHARED = {  # files which the others of their package may import; beside them a name may be split: darts, darts_supernet
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype", "depthwise"},
     "models": {"cifar_resnet"},
-    "search": {"evolution"},
-    "unreal": {"counter"},
+    "search": {"evolution", "found", "halves", "robust", "schedule", "setups", "supernet"},
+    "studies": {"ranks", "probing", "pictures"},
+    "unreal": {"counter", "orbit", "orbit_numba", "render", "category", "instances"},
 }
 ONE_THING = {"synthesis"}  # one algorithm in several files: any direction, but no cycle
 
