@@ -23,6 +23,7 @@ COMMANDS = {
     "synthesize": ("phosphene.synthesis.command:synthesize", "A data set from a trained network alone"),
     "noise": ("phosphene.synthesis.noise:noise", "The baseline: noise images with the network's rows"),
     "unreal noise": ("phosphene.synthesis.unreal:noise", "Noise images with random labels"),
+    "unreal fractal": ("phosphene.synthesis.unreal:fractal", "Fractals, with random labels or their categories"),
     "unreal random-labels": ("phosphene.synthesis.unreal:random_labels", "Real images with random labels"),
     "dataset import": ("phosphene.importing:import_", "Real images from folders, .npz, CIFAR's files, torchvision"),
     "dataset show": ("phosphene.gallery:show", "Counts, entropy and a contact sheet"),

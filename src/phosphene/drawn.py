@@ -12,7 +12,7 @@ import numpy as np
 
 from .card import Card
 from .errors import DatasetError
-from .unreal import labels, noise
+from .unreal import fractal, labels, noise
 
 CATEGORIES = "categories.json"
 
@@ -62,5 +62,23 @@ def source_of(card: Card) -> dict[str, Any]:
     return card.source
 
 
-SOURCES: dict[str, Callable[[Card, Path], dict[str, Any]]] = {"noise": _noise}
+def _fractal(card: Card, folder: Path) -> dict[str, Any]:
+    """Source ``{"kind": "fractal", "seed", "categories", "labels", "points", "patch", "colour"}``.
+
+    `categories` is the digest of the file `CATEGORIES` in the folder; `labels` is "random" or "category".
+    """
+    source, path = source_of(card), folder / CATEGORIES
+    categories = fractal.load(path)
+    if digest(path) != source["categories"]:
+        raise DatasetError(f"{path} is not the file of categories that this data set was made with; make it again")
+    looks: dict[str, Any] = {name: source[name] for name in ("points", "patch", "colour")}
+    looks |= {"seed": int(source["seed"]), "size": card.shape[1], "channels": card.shape[0]}
+    images = Drawn(partial(fractal.draw, categories, **looks), card.count, card.shape, "uint8")
+    if source["labels"] == "random":
+        return {"images": images, "labels": random_labels(card)}
+    category = partial(labels.category, categories=len(categories))
+    return {"images": images, "labels": Drawn(category, card.count, (), "int64")}
+
+
+SOURCES: dict[str, Callable[[Card, Path], dict[str, Any]]] = {"noise": _noise, "fractal": _fractal}
 """Card.source["kind"] -> the images and labels of that card, whose file is in that folder."""

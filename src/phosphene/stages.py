@@ -34,6 +34,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "synthesize": "phosphene.synthesis.command:synthesize",
     "noise": "phosphene.synthesis.noise:noise",
     "unreal noise": "phosphene.synthesis.unreal:noise",
+    "unreal fractal": "phosphene.synthesis.unreal:fractal",
     "unreal random-labels": "phosphene.synthesis.unreal:random_labels",
     "dataset import": "phosphene.importing:import_",
     "dataset show": "phosphene.gallery:show",

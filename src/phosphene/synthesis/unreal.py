@@ -9,17 +9,20 @@ import dataclasses
 import os
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from ..card import Card
 from ..dataset import ImageDataset
+from ..drawn import CATEGORIES, digest
 from ..errors import SettingsError
 from ..hardware import machine as decide_machine
 from ..journal import Writer
+from ..progress import Progress
 from ..run import Run
-from ..unreal import labels
+from ..unreal import fractal as draw_fractals
+from ..unreal.labels import chosen, uniform
 
 IMAGES = 25_000  # the half of CIFAR-10's training images that the paper trains on (Fig. 3)
 PER_CLASS = {"noise": 5, "fractal": 5, "random-labels": 25}  # 25,000 images over 5,000, 5,000 and 1,000 classes
@@ -68,6 +71,60 @@ def noise(
     return _make(card, run, store)
 
 
+def fractal(
+    *,
+    categories: Annotated[int, "iterated function systems, each with a look of its own"] = 100,
+    instances: Annotated[int, "images of each category that there are"] = 600,
+    images: Annotated[int, "how many of them are used, the first ones; the paper trains on 25,000"] = IMAGES,
+    classes: Annotated[int | None, "classes of the random labels (default: 5 images a class, as in the paper)"] = None,
+    labels: Annotated[Literal["random", "category"], "category: FractalDB's own task"] = "random",
+    size: Annotated[int, "side of the images, 8 to 1024"] = 32,
+    channels: Annotated[int, "1 or 3"] = 3,
+    points: Annotated[int | None, "points of each image (default: FractalDB's density, 1,563 at side 32)"] = None,
+    patch: Annotated[bool, "draw a random 3x3 patch at each point instead of one pixel"] = True,
+    colour: Annotated[bool, "a hue for each map instead of grey"] = False,
+    filling: Annotated[float, "a category must fill this share of a large image"] = 0.2,
+    store: Annotated[bool, "render all images now instead of drawing them when they are read"] = False,
+    out: Annotated[Path | None, "folder of the data set (default: runs/unreal-fractal-HASH)"] = None,
+    seed: Annotated[int, "of categories, instances and labels"] = 0,
+    estimate: Annotated[bool, "only measure what it would need"] = False,
+) -> ImageDataset:
+    """Fractal images after FractalDB's rule, with random labels or their categories (UnrealNAS, RLGD).
+
+    Categories are kept in the folder's categories.json; an image is a function of them, the seed and its index, so
+    that nothing else is stored unless asked.
+
+    Example:
+        phosphene unreal fractal --images 1000 --out fractals
+
+    Raises:
+        SettingsError: a flag cannot be used.
+    """
+    _at_least(1, categories=categories, instances=instances, images=images)
+    count = min(images, categories * instances)
+    kinds = _fractal_classes(labels, categories, count, classes)
+    _check_looks(size, channels, colour, points)
+    looks = {"points": points or draw_fractals.points_of(size), "patch": patch, "colour": colour}
+    settings = {"categories": categories, "instances": instances, "images": count, "classes": kinds, "labels": labels}
+    settings |= {"size": size, "channels": channels, **looks, "filling": filling, "store": store}
+    run = _run("fractal", settings, [], out, seed, estimate)
+    if run.finished is not None:
+        return ImageDataset.open(run.path)
+    _find_categories(run, categories, filling)
+    source = {"kind": "fractal", "seed": seed, "categories": digest(run.path / CATEGORIES), "labels": labels, **looks}
+    card = Card(
+        name=run.path.name,
+        origin="fractals",
+        shape=(channels, size, size),
+        classes=kinds,
+        count=count,
+        recipe={"command": "unreal fractal", **settings, "seed": seed},
+        random_labels=labels == "random",
+        source=source,
+    )
+    return _make(card, run, store)
+
+
 def random_labels(
     data: Annotated[ImageDataset | str, "the data set whose images are taken"],
     *,
@@ -101,7 +158,7 @@ def random_labels(
     run = _run("random-labels", settings, [base.fingerprint], out, seed, estimate)
     if run.finished is not None:
         return ImageDataset.open(run.path)
-    used = base.subset(labels.chosen(len(base), count, seed))
+    used = base.subset(chosen(len(base), count, seed))
     recipe = {"command": "unreal random-labels", "data": base.card.name, "of": base.fingerprint, **settings}
     card = dataclasses.replace(_relabelled(used, kinds, recipe | {"seed": seed}), name=run.path.name)
     if store:
@@ -119,7 +176,7 @@ def relabel(data: ImageDataset, classes: int, seed: int) -> ImageDataset:
     """
     _at_least(2, classes=classes)
     card = _relabelled(data, classes, {"relabelled": data.fingerprint, "classes": classes, "seed": seed})
-    drawn = labels.uniform(np.arange(len(data)), seed=seed, classes=classes)
+    drawn = uniform(np.arange(len(data)), seed=seed, classes=classes)
     return ImageDataset.from_function(partial(_pixels, data), card, dtype=data.dtype, labels=drawn)
 
 
@@ -142,6 +199,38 @@ def _relabelled(data: ImageDataset, classes: int, recipe: dict[str, Any]) -> Car
         random_labels=True,
         source=None,
     )
+
+
+# -- fractals ---------------------------------------------------------------------------------------------------------
+
+
+def _fractal_classes(labels: str, categories: int, images: int, classes: int | None) -> int:
+    if labels == "random":
+        return _classes("fractal", images, classes)
+    if classes not in (None, categories):
+        raise SettingsError(f"--classes {classes}: with --labels category there are as many as --categories")
+    _at_least(2, categories=categories)
+    return categories
+
+
+def _check_looks(size: int, channels: int, colour: bool, points: int | None) -> None:
+    if not 8 <= size <= 1024:
+        raise SettingsError(f"--size {size}: fractals are drawn from 8x8 to 1024x1024 pixels")
+    if channels not in (1, 3) or (colour and channels == 1):
+        raise SettingsError(f"--channels {channels} is not 1 or 3" if not colour else "--colour needs --channels 3")
+    if points is not None and points < 8 * size:
+        raise SettingsError(f"--points {points} are too few to see at --size {size}; give {8 * size} at least")
+
+
+def _find_categories(run: Run, count: int, filling: float) -> None:
+    """Write the file of categories where it is not there yet: a second or two with numba, half a minute without."""
+    path, here = run.path / CATEGORIES, run.machine
+    if here.rank == 0 and not path.exists():
+        bar = Progress(f"{run.stage} categories", count, 0)
+        found = draw_fractals.find_categories(count, run.seed, filling=filling, progress=lambda n, _: bar.update(n, {}))
+        bar.close()
+        draw_fractals.save(found, path)
+    here.barrier()
 
 
 # -- what they share --------------------------------------------------------------------------------------------------

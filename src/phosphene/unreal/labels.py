@@ -1,4 +1,7 @@
-"""Labels that say nothing about the image, and which images of a larger set are used (UnrealNAS section 3.2)."""
+"""Labels that say nothing about the image, those of fractals, and which images of a larger set are used.
+
+UnrealNAS section 3.2.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,11 @@ def uniform(index: np.ndarray, *, seed: int, classes: int) -> np.ndarray:
     share = (key(seed, LABELS, index) >> np.uint64(11)).astype(np.float64) * 2.0**-53  # uniform in [0, 1)
     labels: np.ndarray = (share * classes).astype(np.int64)
     return labels
+
+
+def category(index: np.ndarray, *, categories: int) -> np.ndarray:
+    """The category (n,) int64 of each fractal: image i is an instance of category i % categories."""
+    return index.astype(np.int64) % categories
 
 
 def chosen(count: int, images: int, seed: int) -> np.ndarray:
