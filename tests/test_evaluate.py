@@ -86,6 +86,79 @@ def test_few_classes_have_no_top_five():
     assert found["top5"] is None and list(found["per_class"]) == ["a"]  # the other classes do not occur
 
 
+def rank_sum(scores: np.ndarray, present: np.ndarray) -> float:
+    """AUC by Mann and Whitney's count: pairs won by the present image, ties half."""
+    ours, others = scores[present][:, None], scores[~present][None, :]
+    return float(((ours > others) + 0.5 * (ours == others)).mean())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 60), classes=st.integers(2, 5), coarse=st.booleans())
+def test_auc_against_the_rank_sum(seed, count, classes, coarse):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.normal(size=(count, classes)), rng.integers(0, classes, count)
+    scores = scores.round() if coarse else scores  # ties
+    found = MODULE.measures(torch.from_numpy(scores), torch.from_numpy(labels), [str(k) for k in range(classes)])["auc"]
+    rows = torch.from_numpy(scores).softmax(1).numpy()
+    each = [rank_sum(rows[:, k], labels == k) for k in set(labels.tolist()) if 0 < (labels == k).sum() < count]
+    if not each:
+        assert found is None
+    elif classes == 2:
+        assert found == pytest.approx(rank_sum(scores[:, 1] - scores[:, 0], labels == 1), abs=2e-6)
+    else:
+        assert found == pytest.approx(np.mean(each), abs=2e-6)
+
+
+def test_confident_answers_are_not_ties():
+    """float32 probabilities would be 1 for all of them."""
+    logits = torch.tensor([[0.0, 20.0], [0.0, 22.0], [0.0, 24.0], [0.0, 26.0]])
+    assert MODULE.measures(logits, torch.tensor([0, 0, 1, 1]), ["a", "b"])["auc"] == 1
+
+
+def test_findings_are_measured_where_they_are_labelled():
+    rng = np.random.default_rng(5)
+    logits, truth = rng.normal(size=(50, 4)), rng.integers(0, 2, (50, 4)).astype(np.float32)
+    truth[rng.random((50, 4)) < 0.3] = np.nan
+    truth[:, 2] = np.where(np.isnan(truth[:, 2]), np.nan, 1.0)  # present wherever somebody looked
+    truth[:, 3] = np.nan
+    found = MODULE.findings(torch.from_numpy(logits), torch.from_numpy(truth), ["a", "b", "c", "d"])
+    for k, name in enumerate("ab"):
+        seen = ~np.isnan(truth[:, k])
+        one, present = found["per_finding"][name], truth[seen, k] == 1
+        assert one["auc"] == pytest.approx(rank_sum(logits[seen, k], present), abs=2e-6)
+        assert one["accuracy"] == pytest.approx(100 * ((logits[seen, k] > 0) == present).mean(), abs=1e-4)
+        assert (one["labelled"], one["present"], one["predicted"]) == (
+            seen.sum(),
+            present.sum(),
+            (logits[seen, k] > 0).sum(),
+        )
+    assert found["per_finding"]["c"]["auc"] is None and found["per_finding"]["d"]["accuracy"] is None
+    assert found["no_auc"] == ["c", "d"]
+    assert found["auc"] == pytest.approx(np.mean([found["per_finding"][n]["auc"] for n in "ab"]), abs=2e-6)
+    seen = ~np.isnan(truth)
+    assert found["labelled"] == seen.sum() and found["images"] == 50
+    assert found["accuracy"] == pytest.approx(100 * ((logits > 0) == (truth == 1))[seen].mean(), abs=1e-4)
+    p = 1 / (1 + np.exp(-logits[seen]))
+    assert found["nll"] == pytest.approx(-np.where(truth[seen] == 1, np.log(p), np.log(1 - p)).mean(), abs=1e-5)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_findings_of_a_network(tmp_path, capfd):
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 2, (60, 7)).astype(np.float32)
+    truth[:5, 0], truth[:, 6] = np.nan, 0
+    data = ImageDataset.from_arrays(images().pixels(range(60)), labels=truth, task="multi", name="rays")
+    asked = network()
+    found = evaluate(asked, data=data, batch=7, out=tmp_path / "a", **CPU)
+    logits = asked.logits(data.pixels(range(60))).numpy()
+    for k in range(6):
+        seen = ~np.isnan(truth[:, k])
+        expected = rank_sum(logits[seen, k], truth[seen, k] == 1)
+        assert found["per_finding"][str(k)]["auc"] == pytest.approx(expected, abs=1e-3)
+    assert found["no_auc"] == ["6"] and "no AUC, and no part in the mean: 6" in capfd.readouterr().err
+    assert json.loads((tmp_path / "a" / "result.json").read_text()) == found
+
+
 def test_a_large_confusion_matrix_is_an_array(tmp_path):
     data = ImageDataset.from_arrays(images().pixels(range(60)), labels=np.arange(60), classes=101)
     found = evaluate(network(101), data=data, out=tmp_path / "a", **CPU)
@@ -174,10 +247,6 @@ def test_pixels_that_are_normalised_already_are_refused(tmp_path):
     [
         (images(classes=9), "test has 9 classes, .* has 7"),
         (ImageDataset.from_arrays(np.zeros((4, 3, 9, 8), np.uint8), labels=[0] * 4, classes=7), "3x9x8 .* takes 3x8x8"),
-        (
-            ImageDataset.from_arrays(np.zeros((4, 3, 8, 8), np.uint8), labels=np.ones((4, 7)), task="multi"),
-            "task multi",
-        ),
         (ImageDataset.from_arrays(np.zeros((4, 3, 8, 8), np.uint8), classes=7), "neither labels nor logits"),
         (Path("nowhere"), "nowhere"),
         (Path("nowhere.npz"), "cannot be read"),

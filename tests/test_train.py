@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from phosphene import load_network, models, spaces, train
+from phosphene import evaluate, load_network, models, spaces, train, trainee
 from phosphene import teacher as teachers
 from phosphene.augment import Augment
 from phosphene.dataset import ImageDataset, batches
@@ -46,6 +46,15 @@ def digits(count: int = 40, soft: bool = True, side: int = 8, **fields) -> Image
     if soft:
         return ImageDataset.from_arrays(images, logits=rng.normal(size=(count, 4)) * 3, **fields)
     return ImageDataset.from_arrays(images, labels=np.arange(count) % 4, **fields)
+
+
+def findings(labels: np.ndarray | None = None, **fields) -> ImageDataset:
+    """40 images with four independent findings, a third of them unlabelled."""
+    if labels is None:
+        rng = np.random.default_rng(9)
+        labels = np.where(rng.random((40, 4)) < 0.3, np.nan, rng.integers(0, 2, (40, 4)))
+    fields = {"task": "multi", "name": "rays", **fields}
+    return ImageDataset.from_arrays(digits().pixels(range(40)), labels=labels.astype(np.float32), **fields)
 
 
 def small(seed: int = 0) -> nn.Module:
@@ -145,6 +154,79 @@ def test_unlabelled_images_need_a_teacher(tmp_path):
     assert train(small(), data=bare, teacher=asked, steps=2, out=tmp_path / "a", **CPU).result["steps"] == 2
 
 
+# -- independent findings --------------------------------------------------------------------------------------------
+
+
+def test_findings_are_trained_with_masked_binary_cross_entropy(tmp_path):
+    """Two steps of SGD, the loss written out entry by entry, with every finding smoothed over its two ways."""
+    data, net = findings(), small()
+    flags = {**PLAIN, "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "label_smoothing": 0.1, "schedule": "constant"}
+    found = train(net, data=data, steps=2, batch=16, out=tmp_path / "a", **flags, **CPU)
+    for step in range(2):
+        index = batches(40, 16, 0, step)
+        p, rows = net.train()(data.normalise(data.pixels(index))).sigmoid(), data.rows(index) * 0.9 + 0.05
+        pairs = [(p[i, k], rows[i, k]) for i in range(16) for k in range(4) if not rows[i, k].isnan()]
+        loss = -torch.stack([y * q.log() + (1 - y) * (1 - q).log() for q, y in pairs]).mean()
+        grads = torch.autograd.grad(loss, list(net.parameters()))
+        with torch.no_grad():
+            for p, g in zip(net.parameters(), grads, strict=True):
+                p.sub_(0.5 * g)
+    for name, value in net.state_dict().items():
+        assert torch.allclose(found.net.state_dict()[name].float(), value.float(), atol=1e-5), name
+
+
+def test_what_an_unlabelled_entry_would_say_changes_nothing(tmp_path):
+    """A finding that nobody labelled leaves its own outputs where they were, and NaN reaches no weight."""
+    labels = np.array(findings().rows(range(40)))
+    labels[:, 2] = np.nan
+    data, net = findings(labels), small()
+    found = train(net, data=data, steps=6, batch=8, mixup=1.0, weight_decay=0.0, out=tmp_path / "a", **CPU)
+    assert all(value.isfinite().all() for value in found.net.state_dict().values()) and np.isfinite(
+        found.result["loss"]
+    )
+    before, after = net[-1].weight, found.net[-1].weight
+    assert torch.equal(before[2], after[2]) and not torch.equal(before[1], after[1])
+
+
+def test_mixed_with_an_unlabelled_entry_is_unlabelled():
+    rows = torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+    inputs = torch.arange(2.0).view(2, 1, 1, 1)
+    for seed in range(8):
+        moved, mixed = Augment(mixup=1.0).mix(inputs, rows, torch.Generator().manual_seed(seed))
+        alone = moved.flatten() == inputs.flatten()
+        assert torch.equal(mixed[~alone].isnan().any(1), torch.ones(int((~alone).sum()), dtype=torch.bool))
+        assert mixed[:, 0].isfinite().all() and ((mixed[:, 0] >= 0) & (mixed[:, 0] <= 1)).all()
+
+
+def test_a_teachers_findings_at_a_temperature(tmp_path):
+    """Stored logits of a multi task are rows of sigmoids; the loss has T squared, like that of classes."""
+    logits = np.random.default_rng(4).normal(size=(40, 4)) * 3
+    data = ImageDataset.from_arrays(digits().pixels(range(40)), logits=logits, task="multi")
+    net = small()
+    flags = {**PLAIN, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+    found = train(net, data=data, steps=1, batch=40, temperature=2.0, out=tmp_path / "a", **flags, **CPU)
+    index = batches(40, 40, 0, 0)
+    rows = torch.sigmoid(data.logits(index) / 2)
+    output = net.train()(data.normalise(data.pixels(index)))
+    loss = 4 * F.binary_cross_entropy(torch.sigmoid(output / 2), rows)
+    assert found.result["loss"] == pytest.approx(loss.item(), abs=1e-4)
+    for p, g, (name, trained) in zip(
+        net.parameters(), torch.autograd.grad(loss, list(net.parameters())), found.net.named_parameters(), strict=True
+    ):
+        assert torch.allclose(p - 0.1 * g, trained, atol=1e-5), name
+    asked = teachers.load(small(5), mean=0.5, std=0.3, size=8)
+    answers = MODULE._answers(asked, data.batch(index).inputs, data, 2.0, machine("cpu", "fp32"))
+    assert torch.allclose(answers, torch.sigmoid(asked.logits(data.pixels(index)) / 2), atol=1e-5)
+
+
+def test_a_cell_network_learns_findings_and_is_evaluated(tmp_path):
+    flags = {**CELLS, "mixup": 0.0, "epochs": 2, "out": tmp_path / "a", **CPU}
+    found = train("darts-v2", data=findings(class_names=["a", "b", "c", "d"]), **flags)
+    result = evaluate(tmp_path / "a", data=findings(), out=tmp_path / "e", **CPU)
+    assert list(result["per_finding"]) == ["a", "b", "c", "d"] and 0 <= result["auc"] <= 1
+    assert result["fingerprint"] == found.result["fingerprint"]
+
+
 # -- recipes ---------------------------------------------------------------------------------------------------------
 
 
@@ -157,6 +239,25 @@ def test_the_published_recipes():
     assert (imagenet.epochs, imagenet.batch, imagenet.lr, imagenet.decay) == (250, 128, 0.1, 0.97)
     assert (imagenet.channels, imagenet.cells, imagenet.auxiliary, imagenet.weight_decay) == (48, 14, 0.4, 3e-5)
     assert (imagenet.label_smoothing, imagenet.drop_path, imagenet.crop) == (0.1, 0.0, 224)
+
+
+def test_the_recipes_of_unrealnas_and_chexpert():
+    """UnrealNAS, §7.2, and Irvin et al., §4: what they change, and nothing else."""
+
+    def changes(name: str, of: TrainingRecipe) -> dict:
+        new, old = dataclasses.asdict(RECIPES[name]), dataclasses.asdict(of)
+        return {key: value for key, value in new.items() if value != old[key]}
+
+    assert changes("unrealnas-cifar", RECIPES["darts-cifar"]) == {"epochs": 500}
+    imagenet = {"epochs": 200, "batch": 1024, "lr": 0.5}
+    assert changes("unrealnas-imagenet", RECIPES["darts-imagenet"]) == imagenet
+    assert RECIPES["unrealnas-imagenet"].decay == 0.97 and RECIPES["unrealnas-imagenet"].cells == 14
+    rays = RECIPES["chexpert"]
+    assert (rays.optimizer, rays.lr, rays.batch, rays.epochs, rays.weight_decay) == ("adam", 1e-4, 16, 3, 0.0)
+    assert not (rays.flip or rays.pad or rays.cutout or rays.mixup or rays.clip)
+    assert [learning_rate(rays, step, 100, 10) for step in (0, 50, 99)] == [1e-4] * 3
+    adam = MODULE._optimizer(small(), rays)
+    assert type(adam) is torch.optim.Adam and adam.defaults["betas"] == (0.9, 0.999)
 
 
 def curve(scheduler, opt, epochs: int, epoch: int) -> list[float]:
@@ -297,7 +398,7 @@ def test_stopped_while_writing(tmp_path, monkeypatch, undisturbed, before):
         raise Fault
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((MODULE, "save_file") if before == "save_file" else (Run, "finish")), fault)
+        patched.setattr(*((trainee, "save_file") if before == "save_file" else (Run, "finish")), fault)
         with pytest.raises(Fault):
             cells(tmp_path / "a")
     cells(tmp_path / "a")
@@ -413,9 +514,10 @@ def test_settings_that_cannot_be_used(given, message):
 def test_data_that_does_not_fit():
     with pytest.raises(DatasetError, match="4 outputs, made has 6 classes"):
         train(small(), data=digits(soft=False, classes=6), steps=1, **CPU)
-    findings = ImageDataset.from_arrays(digits().pixels(range(4)), labels=np.ones((4, 3)), task="multi")
-    with pytest.raises(DatasetError, match="task multi"):
-        train("cifar-resnet8", data=findings, steps=1, **CPU)
+    with pytest.raises(DatasetError, match=r"findings from -1 to 1; findings are in \[0, 1\], NaN"):
+        train("cifar-resnet8", data=findings(np.linspace(-1, 1, 160).reshape(40, 4)), steps=1, **CPU)
+    with pytest.raises(DatasetError, match="all findings of all images are unlabelled"):
+        train("cifar-resnet8", data=findings(np.full((40, 4), np.nan)), steps=1, **CPU)
     asked = teachers.load(small(), mean=0.5, std=0.5, size=8)
     with pytest.raises(DatasetError, match=r"1x8x8 and 4 classes, made has 1x12x12"):
         train("cifar-resnet8", data=digits(side=12), teacher=asked, steps=1, **CPU)
@@ -432,7 +534,7 @@ def test_every_named_architecture_takes_the_cifar_recipe():
     """Built only: sizes as published, the head present in training and absent from the result."""
     for name in spaces.NAMED:
         chosen = effective("darts-cifar", {})
-        design = MODULE._design(spaces.architecture(name), 10, (3, 32, 32), chosen)
+        design = trainee.design(spaces.architecture(name), 10, (3, 32, 32), chosen)
         assert (design.space["channels"], design.space["cells"], design.space["auxiliary"]) == (36, 20, True)
 
 

@@ -1,4 +1,4 @@
-"""What a trained network is worth on test data: accuracy, per class, calibration, confusion."""
+"""What a trained network is worth on test data: accuracy and AUC, per class or per finding, calibration, confusion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from . import costs
 from . import teacher as teachers
@@ -17,13 +17,11 @@ from .errors import DatasetError, SettingsError
 from .hardware import machine as decide_machine
 from .progress import say
 from .run import Run
+from .scores import LARGE, calibration_error, confusion, findings, measures, topk
 from .teacher import Teacher, open_test
 from .train import Trained
 
-__all__ = ["calibration_error", "confusion", "evaluate", "measures", "topk"]
-
-BINS = 15
-LARGE = 100  # classes up to which the confusion matrix is part of the result
+__all__ = ["calibration_error", "confusion", "evaluate", "findings", "measures", "topk"]
 
 
 def evaluate(
@@ -41,7 +39,7 @@ def evaluate(
     precision: Annotated[str, "auto, fp32 or bf16"] = "fp32",
     estimate: Annotated[bool, "only say what it would cost"] = False,
 ) -> dict[str, Any]:
-    """Measure a trained network on test data: top-1, top-5, each class, calibration, confusion.
+    """Measure a trained network on test data: top-1, top-5, AUC, each class, calibration, confusion.
 
     Example:
         phosphene evaluate student --data test
@@ -49,6 +47,9 @@ def evaluate(
     Accuracies and the calibration error are percentages, `nll` is in nats. `ece` is the expected calibration error over
     15 equally wide bins of confidence (Guo et al. 2017); row i of `confusion` counts what images of class i were taken
     for (with over 100 classes it is written to `confusion.npy` instead). Labels are the arg-max of the data's rows.
+    `auc`, in [0, 1], is that of class 1 where there are two classes, else the mean over the classes that occur, each
+    against all others. Independent findings (task multi) have their own figures: `auc` is the mean over the findings
+    whose labelled images are both present and absent, `accuracy` that of probabilities above .5 over all labels.
 
     Raises:
         DatasetError: the data has another shape, other classes, or another normalisation than the network.
@@ -70,11 +71,16 @@ def evaluate(
     for step in folder.steps("evaluate", -(-len(data) // batch), title="evaluate", logits=logits):
         index = torch.arange(step * batch, min((step + 1) * batch, len(data)))
         logits[index] = network.logits(data.pixels(index), machine, batch)
-    names = network.class_names or data.card.class_names or range(network.classes)
-    labels = torch.from_numpy(data.labels)
-    result = measures(logits, labels, [str(name) for name in names])
-    if network.classes > LARGE and machine.rank == 0:
-        np.save(folder.path / "confusion.npy", confusion(logits.argmax(1), labels, network.classes).numpy())
+    names = [str(name) for name in network.class_names or data.card.class_names or range(network.classes)]
+    if data.card.task == "multi":
+        result = findings(logits, data.rows(range(len(data))), names)
+    else:
+        labels = torch.from_numpy(data.labels)
+        result = measures(logits, labels, names)
+        if network.classes > LARGE and machine.rank == 0:
+            np.save(folder.path / "confusion.npy", confusion(logits.argmax(1), labels, network.classes).numpy())
+    if result.get("no_auc"):
+        say(f"no AUC, and no part in the mean: {', '.join(result['no_auc'])} (present in all labelled images or none)")
     about = {
         "network": network.name,
         "fingerprint": network.fingerprint,
@@ -82,46 +88,6 @@ def evaluate(
         "params": costs.params(network.net),
     }
     return folder.finish(about | result)
-
-
-def measures(logits: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]:
-    """Every figure of an evaluation, from logits ``(N, K)`` and labels ``(N,)``; JSON values."""
-    rows = logits.float().softmax(1)
-    table = confusion(rows.argmax(1), labels, logits.shape[1])
-    seen, right = table.sum(1), table.diagonal()
-    each = {n: round(100 * float(r) / float(s), 4) for n, r, s in zip(names, right, seen, strict=True) if s}
-    return {
-        "images": len(labels),
-        "top1": round(topk(rows, labels, 1), 4),
-        "top5": round(topk(rows, labels, 5), 4) if logits.shape[1] > 5 else None,
-        "ece": round(calibration_error(rows, labels), 4),
-        "nll": round(float(nn.functional.cross_entropy(logits.float(), labels)), 6),
-        "confidence": round(100 * float(rows.max(1).values.mean()), 4),
-        "per_class": each,
-        "confusion": table.tolist() if len(table) <= LARGE else None,
-    }
-
-
-def topk(rows: Tensor, labels: Tensor, k: int) -> float:
-    """Percent of images whose label is among the k highest of its row ``(N, K)``."""
-    return 100 * float((rows.topk(k, 1).indices == labels[:, None]).any(1).double().mean())
-
-
-def calibration_error(rows: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Σ_b |B_b| / N · |accuracy(B_b) − confidence(B_b)| in percent, over `bins` equal bins (b−1)/B < confidence ≤ b/B.
-
-    Guo et al., On Calibration of Modern Neural Networks (2017), eq. 3; `rows` are probabilities ``(N, K)``.
-    """
-    confidence, guess = rows.double().max(1)
-    right = (guess == labels).double()
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, bin_of, right - confidence)
-    return 100 * float(gap.abs().sum() / len(labels))
-
-
-def confusion(guesses: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts ``(K, K)``: row = the label, column = what it was taken for."""
-    return torch.bincount(labels * classes + guesses, minlength=classes**2).view(classes, classes)
 
 
 def _network(
@@ -150,8 +116,7 @@ def _network(
 def _check(network: Teacher, data: ImageDataset, told: bool) -> None:
     """Refuse what would give a number that means nothing."""
     card = data.card
-    if card.task != "single":
-        raise DatasetError(f"{card.name} has independent findings (task multi); evaluate takes one class an image")
+    data.rows([0])  # raises where nobody labelled the images
     if tuple(card.shape) != network.shape:
         theirs, ours = ("x".join(map(str, shape)) for shape in (card.shape, network.shape))
         raise DatasetError(f"{card.name} has {theirs} images, {network.name} takes {ours}; import it at that size")

@@ -61,6 +61,18 @@ RECIPES: dict[str, TrainingRecipe] = {
         flip=True, label_smoothing=0.1, channels=48, cells=14, auxiliary=0.4,
     ),
 }  # fmt: skip
+RECIPES |= {
+    # UnrealNAS (§7.2): DARTS's with fewer epochs; five repeats are five seeds
+    "unrealnas-cifar": replace(RECIPES["darts-cifar"], epochs=500),
+    # UnrealNAS (§7.2), on 8 GPUs; what the paper leaves out is DARTS's
+    "unrealnas-imagenet": replace(RECIPES["darts-imagenet"], epochs=200, batch=1024, lr=0.5, decay=0.97),
+    # CheXpert (Irvin et al. 2019): Adam with its usual betas, 1e-4 throughout, 3 epochs, no augmentation; 14 cells of
+    # 48 channels, so that a network trained on ImageNet can be begun from
+    "chexpert": TrainingRecipe(
+        epochs=3, batch=16, optimizer="adam", lr=1e-4, weight_decay=0.0, schedule="constant", clip=0.0, pad=0,
+        flip=False, channels=48, cells=14,
+    ),
+}  # fmt: skip
 
 
 def effective(name: str, given: dict[str, Any]) -> TrainingRecipe:

@@ -20,9 +20,10 @@ from torch import nn
 
 from . import models, spaces, weights
 from .core import Architecture
-from .errors import MissingExtra, PhospheneError, TeacherError
+from .errors import PhospheneError, TeacherError
+from .models import zoo
 
-__all__ = ["SOURCES", "Source", "find", "read_network"]
+__all__ = ["SOURCES", "Source", "find", "pretrained", "read_network"]
 
 SOURCES = "digits, torchvision:NAME[@WEIGHTS], timm:NAME, a name of phosphene.models, FILE.py:FACTORY, or a run folder"
 
@@ -100,14 +101,9 @@ def _digits() -> Source:
 
 def _torchvision(text: str, has_checkpoint: bool) -> Source:
     name, _, chosen = text.partition("@")
+    designs = zoo.package("torchvision").models
     try:
-        from torchvision import models as zoo
-    except ImportError as error:
-        raise MissingExtra("torchvision", "vision") from error
-    except RuntimeError as error:
-        raise TeacherError(f"torchvision does not fit this torch ({error}); install matching versions") from error
-    try:
-        published = zoo.get_model_weights(name)
+        published = designs.get_model_weights(name)
         found = published[chosen] if chosen else published.DEFAULT
     except ValueError as error:
         raise TeacherError(f"torchvision:{name}: no such network; `torchvision.models.list_models()`") from error
@@ -119,9 +115,9 @@ def _torchvision(text: str, has_checkpoint: bool) -> Source:
         if channels not in (None, 3):
             raise TeacherError(f"--channels {channels}: torchvision's networks take 3")
         if has_checkpoint:
-            bare: nn.Module = zoo.get_model(name, weights=None, **({"num_classes": classes} if classes else {}))
+            bare: nn.Module = designs.get_model(name, weights=None, **({"num_classes": classes} if classes else {}))
             return bare
-        return _fetch(f"torchvision:{name}", lambda: zoo.get_model(name, weights=found))
+        return _fetch(f"torchvision:{name}", lambda: designs.get_model(name, weights=found))
 
     look = found.transforms()
     names = tuple(found.meta.get("categories", ())) or None
@@ -130,12 +126,7 @@ def _torchvision(text: str, has_checkpoint: bool) -> Source:
 
 
 def _timm(name: str, has_checkpoint: bool) -> Source:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtra("timm", "vision") from error
-    except RuntimeError as error:
-        raise TeacherError(f"timm does not load with this torch ({error}); install matching versions") from error
+    timm = zoo.package("timm")
     if not timm.is_model(name):
         raise TeacherError(f"timm:{name}: no such network; `timm.list_models()` names them")
 
@@ -147,6 +138,19 @@ def _timm(name: str, has_checkpoint: bool) -> Source:
     known: Any = timm.get_pretrained_cfg(name)
     height, width = known.input_size[1:]
     return Source(f"timm:{name}", build, (height, width), tuple(known.mean), tuple(known.std))
+
+
+def pretrained(model: str, chosen: str = "") -> nn.Module:
+    """torchvision's or timm's own trained network of this name: the weights called `chosen`, or their default.
+
+    Raises:
+        TeacherError: `model` is not of theirs, there are no such weights, or they cannot be fetched.
+    """
+    if not zoo.is_zoo(model):
+        raise TeacherError(f"{model} comes without weights; --init pretrained is for torchvision:NAME and timm:NAME")
+    text = model if not chosen else f"{model}@{chosen}" if model.startswith("torchvision:") else f"{model}.{chosen}"
+    with torch.random.fork_rng(devices=[]):
+        return find(text, False, None).build(None, None)
 
 
 def _fetch(name: str, make: Callable[[], nn.Module]) -> nn.Module:

@@ -5,24 +5,21 @@ The test data has no place here: nothing is selected, and the network is the one
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import costs, objectives, spaces, weights
+from . import costs, objectives, starting, trainee, weights
 from . import teacher as teachers
 from .augment import Augment
-from .core import Architecture, Batch
+from .core import Architecture, Batch, Objective
 from .dataset import ImageDataset, batches
-from .errors import DatasetError, SettingsError
+from .errors import SettingsError
 from .hardware import Machine
 from .hardware import machine as decide_machine
 from .progress import say
@@ -30,35 +27,28 @@ from .published import TrainingRecipe, effective, learning_rate, length
 from .run import Run
 from .sources import read_network as load_network
 from .teacher import Teacher
+from .trainee import Trained
 
 __all__ = ["Trained", "load_network", "train"]
 
 CURVE = 400  # points of the curve in metrics.jsonl, at most
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A trained network, in evaluation mode, and what its images must look like: `info` is network.json."""
-
-    net: nn.Module
-    info: dict[str, Any]
-    path: Path
-    result: dict[str, Any]
-    architecture: Architecture | None = None
-
-    def summary(self) -> dict[str, Any]:
-        """What the command prints."""
-        return {"run": str(self.path), **self.result}
-
-
 def train(
     arch: Annotated[
         Architecture | nn.Module | str,
-        "what to train: a run folder of a search, an arch.json, a published cell like darts-v2, or cifar-resnet8",
+        "what to train: a run folder of a search, an arch.json, a published cell like darts-v2, cifar-resnet8, "
+        "torchvision:NAME or timm:NAME",
     ],
     *,
     data: Annotated[ImageDataset | str | None, "the data set to train on"] = None,
-    recipe: Annotated[Literal["short", "darts-cifar", "darts-imagenet"], "where unset settings come from"] = "short",
+    init: Annotated[
+        str | None, "weights to start from: a run folder of train, a file, or pretrained[@WEIGHTS] of torchvision, timm"
+    ] = None,
+    recipe: Annotated[
+        Literal["short", "darts-cifar", "darts-imagenet", "unrealnas-cifar", "unrealnas-imagenet", "chexpert"],
+        "where unset settings come from",
+    ] = "short",
     epochs: Annotated[int | None, "passes over the data"] = None,
     steps: Annotated[int | None, "batches in all, instead of --epochs"] = None,
     batch: Annotated[int | None, "images a step, over all processes"] = None,
@@ -97,7 +87,9 @@ def train(
         phosphene train cifar-resnet8 --data d --out student
 
     Under torchrun every process takes its part of each batch, and the gradients are averaged; BatchNorm is per process.
-    A network given as a module is copied and trained from the weights it has.
+    A network given as a module is copied and trained from the weights it has. Independent findings (task multi) are
+    trained with the binary cross-entropy of their labelled entries; mixed with an unlabelled entry, one is unlabelled.
+    `--init` loads what has the same name and shape: a head for other classes stays fresh, and the result says so.
 
     Raises:
         SettingsError: a flag has a value that cannot be used.
@@ -110,30 +102,33 @@ def train(
     machine = decide_machine(device, precision)
     data = ImageDataset.open(data)
     asked = None if teacher is None else teachers.load(teacher, checkpoint=checkpoint)
-    found = _found(arch)
-    chosen = _settled(effective(recipe, given), given, found, data, soft=data.soft or asked is not None)
-    shape = _shape(data, chosen)
-    _check(data, shape, asked, chosen, machine)
-    design = None if isinstance(found, nn.Module) else _design(found, data.card.classes, shape, chosen)
+    found = trainee.find(arch)
+    chosen = trainee.settle(effective(recipe, given), given, found, data, soft=data.soft or asked is not None)
+    shape = trainee.input_shape(data, chosen)
+    trainee.check(data, shape, asked, chosen, machine.world)
+    design = None if isinstance(found, nn.Module) else trainee.design(found, data.card.classes, shape, chosen)
+    start = None if init is None else starting.read(init, found)
 
     identity = {"weights": weights.digest(found)} if isinstance(found, nn.Module) else asdict(found)
     inputs = [data.fingerprint, *([asked.fingerprint] if asked else [])]
-    settings = {"arch": identity, "recipe": recipe, **asdict(chosen)}
+    began = {} if start is None else {"init": start.digest}
+    settings = {"arch": identity, "recipe": recipe, **began, **asdict(chosen)}
     run = Run.open("train", settings, inputs, out, machine, seed=seed, estimate=estimate)
     with run.seeded("weights"):
-        net = _net(found, design)
-    _check_output(net, shape, data)
+        net = trainee.build(found, design)
+    trainee.check_output(net, shape, data)
     if run.finished is None:
+        loaded = {} if start is None else {"init": starting.load(net, start)}
         loss = _loop(run, net, data, asked, chosen)
-        final, bare = _final(net, design)
-        info = _write(run, final, bare, data, shape)
+        final, bare = trainee.finish(net, design)
+        info = trainee.write(run, final, bare, data, shape)
         total, _ = length(chosen, len(data))
         size = {"params": costs.params(final), "macs": costs.macs(final, shape)}
         same = {"fingerprint": weights.digest(final, info["mean"], info["std"])}  # as evaluate's results have it
-        result = run.finish({"loss": loss, "steps": total, "images": len(data), **size, **same})
+        result = run.finish({"loss": loss, "steps": total, "images": len(data), **size, **same, **loaded})
     else:
         say(f"{run.path} is finished")
-        final, bare = _final(net, design)
+        final, bare = trainee.finish(net, design)
         final.load_state_dict(weights.read(run.path / "weights.safetensors"))
         result = run.finished
     return Trained(final.eval(), json.loads((run.path / "network.json").read_text()), run.path, result, bare)
@@ -149,7 +144,7 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
     total, epoch = length(recipe, len(data))
     loss_sum = torch.zeros((), device=machine.device)  # over the current epoch
     augment = Augment(recipe.crop, recipe.pad or 0, bool(recipe.flip), recipe.cutout, recipe.mixup)
-    objective = objectives.distillation(recipe.temperature, squared=True)  # gradients of one size whatever T is
+    objective = _objective(data.card.task, recipe.temperature)
     forward = machine.compiled(cell_net.forward_auxiliary if recipe.auxiliary else net)
 
     for step in run.steps("train", total, title="train", net=net, opt=opt, loss=loss_sum):
@@ -178,6 +173,14 @@ def _loop(run: Run, net: nn.Module, data: ImageDataset, teacher: Teacher | None,
     return round(_mean(loss_sum, machine) / ((total - 1) % epoch + 1), 6)
 
 
+def _objective(task: str, temperature: float) -> Objective:
+    """The loss of a task at temperature T on both sides, times T², so that gradients are of one size whatever T is."""
+    if task == "single":
+        return objectives.distillation(temperature, squared=True)
+    plain = objectives.OBJECTIVES[task]
+    return lambda output, batch: temperature**2 * plain(output / temperature, batch)
+
+
 def _draw(
     data: ImageDataset,
     teacher: Teacher | None,
@@ -198,7 +201,8 @@ def _draw(
         drawn = Batch(inputs, _answers(teacher, inputs, data, recipe.temperature, machine))
     inputs, rows = machine.place(drawn.inputs), drawn.targets
     smooth = recipe.label_smoothing
-    return Batch(inputs, rows * (1 - smooth) + smooth / rows.shape[1] if smooth else rows)
+    ways = 2 if data.card.task == "multi" else rows.shape[1]  # a finding is present or absent
+    return Batch(inputs, rows * (1 - smooth) + smooth / ways if smooth else rows)
 
 
 @torch.no_grad()
@@ -211,7 +215,8 @@ def _answers(teacher: Teacher, inputs: Tensor, data: ImageDataset, temperature: 
         inputs = (inputs * std + mean - m) / s
     with machine.autocast():
         logits: Tensor = machine.place(teacher.net)(inputs)
-    return (logits.float() / temperature).softmax(1)
+    sharp = logits.float() / temperature
+    return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
 
 
 def _mixed(*numbers: int) -> int:
@@ -234,119 +239,3 @@ def _optimizer(net: nn.Module, recipe: TrainingRecipe) -> torch.optim.Optimizer:
         )
     kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(trained, recipe.lr, weight_decay=recipe.weight_decay)
-
-
-# -- what is trained, and on what -----------------------------------------------------------------------------------
-
-
-def _found(arch: Architecture | nn.Module | str | Path) -> Architecture | nn.Module:
-    return arch if isinstance(arch, Architecture | nn.Module) else spaces.architecture(str(arch))
-
-
-def _settled(
-    recipe: TrainingRecipe, given: dict[str, Any], found: Architecture | nn.Module, data: ImageDataset, soft: bool
-) -> TrainingRecipe:
-    """The recipe with what only the architecture and the data can say."""
-    if isinstance(found, nn.Module):
-        able = {"auxiliary"} if getattr(found, "auxiliary", None) is not None else set()
-        able |= {"drop_path"} if hasattr(found, "set_drop_path") else set()
-    else:
-        able = {"channels", "cells", "auxiliary", "drop_path"} & set(found.space)
-    for key, nothing in (("channels", None), ("cells", None), ("auxiliary", 0.0), ("drop_path", 0.0)):
-        if key not in able:
-            if given[key]:
-                raise SettingsError(f"--{key.replace('_', '-')} is for cell architectures; leave it out here")
-            recipe = replace(recipe, **{key: nothing})  # type: ignore[arg-type]
-    if not soft:
-        if given["temperature"] not in (None, 1.0):
-            raise SettingsError(
-                f"--temperature {given['temperature']}: {data.card.name} has labels, not logits; leave it out"
-            )
-        recipe = replace(recipe, temperature=1.0)
-    height, width = data.card.shape[1:]
-    if recipe.crop is not None and recipe.crop > min(height, width) + 2 * (recipe.pad or 0):
-        if given["crop"] is not None:
-            raise SettingsError(f"--crop {recipe.crop} is larger than the images ({height}x{width}); lower it")
-        recipe = replace(recipe, crop=None)
-    recipe = replace(recipe, crop=recipe.crop or data.region)
-    if recipe.flip is None:
-        recipe = replace(recipe, flip=data.card.shape[0] == 3)  # grey images are digits and X-rays: they have a side
-    if recipe.pad is None:
-        whole = recipe.crop is None or recipe.crop >= min(height, width)
-        recipe = replace(recipe, pad=min(height, width) // 8 if whole else 0)
-    return recipe
-
-
-def _shape(data: ImageDataset, recipe: TrainingRecipe) -> tuple[int, int, int]:
-    """The network's input: the crop, where there is one, else the image."""
-    channels, height, width = data.card.shape
-    return channels, recipe.crop or height, recipe.crop or width
-
-
-def _check(
-    data: ImageDataset, shape: tuple[int, ...], teacher: Teacher | None, recipe: TrainingRecipe, machine: Machine
-) -> None:
-    """Whatever would go wrong an hour later."""
-    if data.card.task != "single":
-        raise DatasetError(f"{data.card.name} has independent findings (task multi); train takes one class an image")
-    if recipe.batch < machine.world:
-        raise SettingsError(f"--batch {recipe.batch} leaves nothing for some of {machine.world} processes; raise it")
-    if teacher is None:
-        data.rows([0])  # raises where nobody labelled the images
-    elif (teacher.shape, teacher.classes) != (shape, data.card.classes):
-        theirs = f"{'x'.join(map(str, teacher.shape))} and {teacher.classes} classes"
-        ours = f"{'x'.join(map(str, shape))} and {data.card.classes}"
-        raise DatasetError(f"--teacher {teacher.name} wants {theirs}, {data.card.name} has {ours}; see --crop")
-
-
-def _check_output(net: nn.Module, shape: tuple[int, ...], data: ImageDataset) -> None:
-    outputs = teachers.outputs(net.eval(), shape, "the architecture")
-    if outputs != data.card.classes:
-        raise DatasetError(f"the architecture has {outputs} outputs, {data.card.name} has {data.card.classes} classes")
-
-
-def _design(found: Architecture, classes: int, shape: tuple[int, ...], recipe: TrainingRecipe) -> Architecture:
-    """The architecture at this input, these classes and this size."""
-    head = {"auxiliary": recipe.auxiliary > 0, "drop_path": 0.0} if "auxiliary" in found.space else {}
-    return spaces.architecture(
-        found, classes=classes, shape=shape, channels=recipe.channels, cells=recipe.cells, **head
-    )
-
-
-def _net(found: Architecture | nn.Module, design: Architecture | None) -> nn.Module:
-    """The network as training begins."""
-    if isinstance(found, nn.Module):
-        return copy.deepcopy(found)
-    assert design is not None
-    return spaces.space(design.space).build(design.choices)
-
-
-def _final(net: nn.Module, design: Architecture | None) -> tuple[nn.Module, Architecture | None]:
-    """The trained network on the CPU, without what only training needed."""
-    if design is None:
-        return net.to("cpu", memory_format=torch.contiguous_format), None  # type: ignore[call-overload]
-    bare = spaces.architecture(design, auxiliary=False if "auxiliary" in design.space else None)
-    with torch.random.fork_rng(devices=[]):
-        final = spaces.space(bare.space).build(bare.choices)
-    trained = net.state_dict()
-    final.load_state_dict({name: trained[name] for name in final.state_dict()})
-    return final, bare
-
-
-def _write(
-    run: Run, net: nn.Module, design: Architecture | None, data: ImageDataset, shape: tuple[int, ...]
-) -> dict[str, Any]:
-    """arch.json, weights.safetensors, and network.json, which is returned; result.json comes after them."""
-    mean, std = ([round(float(x), 7) for x in part] for part in data.normalisation)
-    names = list(data.card.class_names) if data.card.class_names else None
-    info = {"shape": list(shape), "classes": data.card.classes, "class_names": names, "mean": mean, "std": std}
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in net.state_dict().items()}
-    run.disk(sum(t.numel() * t.element_size() for t in tensors.values()))
-    if run.machine.rank > 0:
-        return info
-    if design is not None:
-        design.save(run.path / "arch.json")
-    (run.path / "network.json").write_text(json.dumps(info, indent=1) + "\n")
-    save_file(tensors, run.path / "weights.new")
-    os.replace(run.path / "weights.new", run.path / "weights.safetensors")
-    return info

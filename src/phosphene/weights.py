@@ -22,15 +22,17 @@ PREFIXES = ("module.", "_orig_mod.")
 COUNTERS = ("num_batches_tracked", "n_averaged")
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
+def read(path: str | Path, flag: str = "--checkpoint") -> dict[str, Tensor]:
     """Name -> tensor of a .safetensors, .pt, .pth or .th file, out of its wrappers; nothing is unpickled but tensors.
+
+    `flag` is the one that errors name.
 
     Raises:
         TeacherError: there is no such file, or it holds anything but weights.
     """
     path = Path(path)
     if not path.is_file():
-        raise TeacherError(f"--checkpoint {path}: there is no such file")
+        raise TeacherError(f"{flag} {path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
             found: object = load_file(path)
@@ -38,15 +40,15 @@ def read(path: str | Path) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise TeacherError(
-            f"--checkpoint {path} holds Python objects beside weights, which are never run; "
+            f"{flag} {path} holds Python objects beside weights, which are never run; "
             "save its state_dict() alone, best as .safetensors"
         ) from error
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise TeacherError(f"--checkpoint {path} cannot be read ({error}); is it whole?") from error
-    return _unwrap(found, path)
+        raise TeacherError(f"{flag} {path} cannot be read ({error}); is it whole?") from error
+    return _unwrap(found, path, flag)
 
 
-def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
+def _unwrap(found: object, path: Path, flag: str) -> dict[str, Tensor]:
     while isinstance(found, Mapping):
         inner = next((found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)), None)
         if inner is None:
@@ -56,7 +58,7 @@ def _unwrap(found: object, path: Path) -> dict[str, Tensor]:
     weights = {str(k): v for k, v in entries.items() if isinstance(v, Tensor) and str(k) != "n_averaged"}
     if not weights:
         kind = f"the keys {', '.join(map(str, list(entries)[:10]))}" if entries else f"a {type(found).__name__}"
-        raise TeacherError(f"--checkpoint {path} has no weights in it, but {kind}; save a state_dict()")
+        raise TeacherError(f"{flag} {path} has no weights in it, but {kind}; save a state_dict()")
     return _strip(weights)
 
 
@@ -102,10 +104,11 @@ def stem(net: nn.Module) -> str | None:
     return None
 
 
-def digest(net: nn.Module, mean: Sequence[float] = (), std: Sequence[float] = ()) -> str:
-    """sha256 of the weights, by name, and of the normalisation."""
+def digest(net: nn.Module | Mapping[str, Tensor], mean: Sequence[float] = (), std: Sequence[float] = ()) -> str:
+    """sha256 of the weights of a network, or of named tensors, by name, and of the normalisation."""
     sha = hashlib.sha256(json.dumps([list(map(float, mean)), list(map(float, std))]).encode())
-    for name, tensor in sorted(net.state_dict().items()):
+    tensors = net.state_dict() if isinstance(net, nn.Module) else net
+    for name, tensor in sorted(tensors.items()):
         if name.rsplit(".", 1)[-1] not in COUNTERS:
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())

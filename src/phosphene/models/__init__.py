@@ -9,12 +9,13 @@ from typing import NamedTuple
 from torch import nn
 
 from ..errors import ArchitectureError
+from . import zoo
 from .cifar_resnet import CifarResNet
 from .digits import digits
 from .mobilenet import MobileNetV2
 from .resnet import WideStageResNet
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MODELS", "Expects", "build", "expects"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MODELS", "Expects", "build", "check", "expects"]
 
 Factory = Callable[[int, int], nn.Module]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -53,8 +54,16 @@ def expects(name: str, channels: int = 3) -> Expects:
     return Expects((224, 224), 1000, mean, std)
 
 
+def check(name: str) -> None:
+    """Raise `ArchitectureError` for what is neither in `MODELS` nor a classifier of torchvision or timm."""
+    if zoo.is_zoo(name):
+        zoo.check(name)
+    elif name not in MODELS:
+        there = f"{', '.join(sorted(MODELS))}, torchvision:NAME, timm:NAME"
+        raise ArchitectureError(f"no model is called {name!r}; there are: {there}")
+
+
 def build(name: str, classes: int = 10, channels: int = 3) -> nn.Module:
-    """The network of this name with fresh weights; raises `ArchitectureError` for a name not in `MODELS`."""
-    if name not in MODELS:
-        raise ArchitectureError(f"no model is called {name!r}; there are: {', '.join(sorted(MODELS))}")
-    return MODELS[name](classes, channels)
+    """The network of this name with fresh weights; raises `ArchitectureError` for a name that `check` does not know."""
+    check(name)
+    return zoo.build(name, classes, channels) if zoo.is_zoo(name) else MODELS[name](classes, channels)

@@ -9,6 +9,8 @@ from typing import Any
 
 from ..core import Architecture, SearchSpace
 from ..errors import ArchitectureError
+from ..models import MODELS
+from ..models.zoo import is_zoo
 from . import genotype
 from .darts import DartsSpace
 from .fixed import FixedSpace
@@ -63,6 +65,8 @@ def architecture(
 ) -> Architecture:
     """What `text` names: a published architecture, a genotype's text, a model, an arch.json or a run folder.
 
+    A model is one of `models.MODELS`, ``torchvision:NAME`` or ``timm:NAME``.
+
     `classes`, `shape` and the settings of the space that are not None replace those of a file; a name has 10 classes,
     inputs of (3, 32, 32) and its published channels and cells where they are None.
 
@@ -79,9 +83,7 @@ def architecture(
         return NAMED[published_name](**here, **settings)
     if name.startswith("Genotype("):
         return _darts(name, **here, **settings)
-    from ..models import MODELS
-
-    if name in MODELS:
+    if name in MODELS or is_zoo(name):
         return Architecture(space({"name": "fixed", "model": name, **here, **settings}).spec, {})
     path = Path(name)
     try:
@@ -90,7 +92,7 @@ def architecture(
     except OSError:  # longer than a file's name can be
         there = False
     if not there:
-        known = ", ".join([*NAMED, *MODELS])
+        known = ", ".join([*NAMED, *MODELS, "torchvision:NAME", "timm:NAME"])
         raise ArchitectureError(f"{name[:80]!r} is no file, no run folder with an arch.json, no name; names: {known}")
     return _changed(Architecture.load(path), classes, shape, settings)
 

@@ -1,4 +1,4 @@
-"""A space that leaves nothing open: one network of `models`, so that every command takes it like a found one."""
+"""A space that leaves nothing open: one network of `models`, torchvision or timm, taken by commands like a found one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Gateless(nn.Module):
 
 
 class FixedSpace:
-    """`model` of `models.MODELS` for inputs of `shape` (C, H, W); `classes` logits; no decisions.
+    """A `model` that `models.build` knows, for inputs of `shape` (C, H, W); `classes` logits; no decisions.
 
     Raises:
         ArchitectureError: there is no such model.
@@ -34,8 +34,7 @@ class FixedSpace:
     decisions: tuple[Decision, ...] = ()
 
     def __init__(self, *, model: str, classes: int = 10, shape: Sequence[int] = (3, 32, 32)) -> None:
-        if model not in models.MODELS:
-            raise ArchitectureError(f"no model is called {model!r}; there are: {', '.join(sorted(models.MODELS))}")
+        models.check(model)
         self.spec: dict[str, Any] = {"name": "fixed", "model": model, "classes": int(classes), "shape": list(shape)}
 
     def supernet(self) -> nn.Module:
