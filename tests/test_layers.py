@@ -38,7 +38,7 @@ SHARED = {  # files which the others of their package may import; beside them a 
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype", "depthwise"},
     "models": {"cifar_resnet"},
     "search": {"evolution", "found", "halves", "robust", "schedule", "setups", "supernet"},
-    "studies": {"ranks", "probing", "pictures"},
+    "studies": {"datasets", "figures", "ranks", "probing", "pictures"},
     "unreal": {"counter", "orbit", "orbit_numba", "render", "category", "instances"},
 }
 ONE_THING = {"synthesis"}  # one algorithm in several files: any direction, but no cycle

@@ -32,11 +32,13 @@ COMMANDS = {
     "dataset export": ("phosphene.exporting:export", "Class folders and a CSV of rows, for other tools"),
     "dataset agreement": ("phosphene.agreement:agreement", "How far an unrelated network agrees with the labels"),
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
+    "search sgas": ("phosphene.search.command:sgas", "The same, deciding one edge after the other (SGAS)"),
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
     "arch show": ("phosphene.architecture:show", "Parameters, MACs and drawn cells of an architecture"),
     "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
     "train": ("phosphene.train:train", "Train an architecture on a data set"),
     "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
+    "study collapse": ("phosphene.studies.collapse:collapse", "Skip connections by search epoch, on several data sets"),
     "report": ("phosphene.report:report", "One HTML page of any set of runs"),
     "run": ("phosphene.recipe:run", "Run a recipe: a published result, stage by stage"),
     "results": ("phosphene.results:results", "The table of recorded results"),
@@ -49,6 +51,7 @@ GROUPS = {
     "dataset": "Data sets of every origin",
     "search": "Architecture search",
     "arch": "Architectures",
+    "study": "What data sets do to training and to searches",
 }
 
 

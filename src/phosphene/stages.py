@@ -43,11 +43,13 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "dataset export": "phosphene.exporting:export",
     "dataset agreement": "phosphene.agreement:agreement",
     "search darts": "phosphene.search.command:darts",
+    "search sgas": "phosphene.search.command:sgas",
     "search random": "phosphene.search.command:random",
     "arch show": "phosphene.architecture:show",
     "arch compare": "phosphene.comparison:compare",
     "train": "phosphene.train:train",
     "evaluate": "phosphene.evaluate:evaluate",
+    "study collapse": "phosphene.studies.collapse:collapse",
     "report": "phosphene.report:report",
 }
 SCALES = ("smoke", "cpu", "gpu", "paper")

@@ -1,0 +1,354 @@
+"""`phosphene study collapse`: what the current genotype is made of, epoch by epoch (UnrealNAS section 5, Fig. 5).
+
+DARTS is known to fill its cells with skip connections when it goes on for long. The study counts the operations of the
+genotype that a search would give at each epoch, on several data sets.
+
+Epochs count from the first step of the architecture: in warm-up epochs the genotype is none yet.
+Files: `table.csv`, `skips.png`, `operations.png`, `result.json`; `searches/NAME-SEED`, the run folder of each search.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..dataset import ImageDataset
+from ..errors import Estimate, RunError, SettingsError
+from ..files import read_json
+from ..hardware import machine as decide_machine
+from ..parallel import side_by_side
+from ..progress import say
+from ..run import Run
+from ..search import command
+from ..spaces.genotype import KINDS, Genotype, parse
+from ..spaces.operations import OPERATIONS
+from . import datasets
+from .figures import INK, PALE, colour, figure, write_table
+
+OPTIONS = OPERATIONS[1:]  # what an edge of a genotype can be
+SKIP = OPTIONS.index("skip_connect")
+MANY = (4, 6)  # skips in the normal cell that are called many: half of its edges, and what Fig. 5 calls a collapse
+SHADES = {  # of the operations, by family as in the drawings of cells
+    "skip_connect": "#2e7d4f",
+    "max_pool_3x3": "#b4541a",
+    "avg_pool_3x3": "#d9a441",
+    "sep_conv_3x3": "#1f5fa8",
+    "sep_conv_5x5": "#6fa3d8",
+    "dil_conv_3x3": "#8a3ca0",
+    "dil_conv_5x5": "#c48fd3",
+}
+TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
+
+Counts = NDArray[np.int64]
+"""(epochs, 2 kinds of cell, 7 operations)"""
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search that is done: the data set and seed it stands for, and its counts."""
+
+    data: str
+    seed: int
+    counts: Counts
+
+
+def collapse(
+    *,
+    data: Annotated[list[str] | None, "a data set to search on; repeat for each"] = None,
+    runs: Annotated[list[str] | None, "instead: a finished search, as FOLDER or NAME=FOLDER; repeat for each"] = None,
+    algorithm: Annotated[Literal["darts", "sgas"], "how to search"] = "darts",
+    epochs: Annotated[int, "epochs of each search, after its warm-up"] = 100,
+    seeds: Annotated[int, "searches on each data set"] = 1,
+    images: Annotated[int | None, "images of each data set; default: as many as the smallest has"] = None,
+    batch: Annotated[int, "images of each half in a step"] = 64,
+    channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
+    cells: Annotated[int, "supernet: cells"] = 8,
+    nodes: Annotated[int, "nodes in a cell"] = 4,
+    jobs: Annotated[int, "searches at a time"] = 1,
+    backend: Annotated[Literal["joblib", "ray"], "where the jobs run: this machine or a Ray cluster"] = "joblib",
+    out: Annotated[Path | None, "the run's folder; default: runs/study-collapse-HASH"] = None,
+    seed: Annotated[int, "of the first search; the others have the next numbers"] = 0,
+    device: Annotated[str, "auto, cpu, cuda[:i] or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
+    estimate: Annotated[bool, "only measure minutes, memory and disk it would need"] = False,
+) -> dict[str, Any]:
+    """Count skip connections, and every operation, in the current genotype by search epoch, for several data sets.
+
+    Searches are run side by side, or with --runs read from folders of searches that are finished. The same command
+    again goes on where it was stopped. Of each data set the same number of images is used, so that steps are alike.
+
+    Example:
+        phosphene study collapse --data real --data noise --epochs 50 --seeds 3 --jobs 2 --out collapse
+        phosphene study collapse --runs real=found/real-0 --runs noise=found/noise-0
+
+    Raises:
+        SettingsError: a flag cannot be used.
+        DatasetError: a data set cannot be read.
+        RunError: a folder is no finished search.
+    """
+    if bool(data) == bool(runs):
+        raise SettingsError("give either --data, to search, or --runs, to read searches that are done")
+    here = decide_machine(device, precision)
+    if runs:
+        named = _named([Path(text.partition("=")[2] or text) for text in runs], [_label(text) for text in runs])
+        settings: dict[str, Any] = {"runs": [f"{name}-{number}" for name, number, _ in named]}
+        inputs = [str(read_json(folder / "config.json")["identity"]) for _, _, folder in named]
+        run = Run.open("study-collapse", settings, inputs, out, here, estimate=estimate)
+        calls = []
+    else:
+        asked = {"epochs": epochs, "batch": batch, "channels": channels, "cells": cells, "nodes": nodes}
+        sets = datasets.opened(data)
+        count = datasets.common_size(sets, images)
+        _at_least_one(epochs=epochs, seeds=seeds)
+        settings = {"algorithm": algorithm, "seeds": seeds, "images": count, "data": list(sets), **asked}
+        inputs = [images.fingerprint for images in sets.values()]
+        run = Run.open("study-collapse", settings, inputs, out, here, seed=seed, estimate=estimate)
+        asked |= {"device": device, "precision": precision}
+        numbers = range(seed, seed + seeds)
+        named = [(name, number, run.path / "searches" / f"{name}-{number}") for name in sets for number in numbers]
+        calls = [
+            (search, (algorithm, sets[name], count, seed, number, folder), {**asked, "estimate": estimate})
+            for name, number, folder in named
+        ]
+    if run.finished is not None:
+        say(f"{run.path} is finished")
+        return _told(run.finished, run.path)
+    if estimate:
+        _estimate(calls, jobs)
+    side_by_side(calls, jobs=jobs, backend=backend, title="study collapse")
+    searches = [Search(name, number, history(folder)) for name, number, folder in named]
+    _write(searches, run.path)
+    return _told(run.finish({**settings, "collapse": summary(searches)}), run.path)
+
+
+def search(
+    algorithm: str,
+    data: ImageDataset,
+    images: int,
+    draw: int,
+    seed: int,
+    out: Path,
+    *,
+    estimate: bool,
+    **asked: Any,
+) -> None:
+    """One search, in whatever process: a run folder of its own, not run again where it is finished.
+
+    All seeds search on the same images, `images` of them drawn by `draw`.
+    """
+    part = datasets.cut(data, images, draw)
+    getattr(command, algorithm)(part, out=None if estimate else out, seed=seed, estimate=estimate, **asked)
+
+
+# -- reading searches ------------------------------------------------------------------------------------------------
+
+
+def history(folder: Path) -> Counts:
+    """The counts of a finished search, for each epoch in which the architecture moved.
+
+    Raises `RunError` where the folder holds no finished search that logged its genotypes.
+    """
+    if not (folder / "result.json").exists() or read_json(folder / "config.json").get("stage") != "search":
+        raise RunError(f"{folder} is no finished search; finish it, or name another folder")
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found = [parse(line["genotype"]) for line in lines if "epoch" in line and "genotype" in line]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{folder / 'metrics.jsonl'} cannot be read ({error}); run that search again") from error
+    found = found[_warm_up(folder) :]
+    if not found:
+        raise RunError(f"{folder} logged no genotypes; name a search by darts or sgas")
+    return np.array([counts(genotype) for genotype in found])
+
+
+def counts(genotype: Genotype) -> list[list[int]]:
+    """How often each operation occurs in each kind of cell."""
+    cells = [[operation for operation, _ in getattr(genotype, kind)] for kind in KINDS]
+    return [[cell.count(option) for option in OPTIONS] for cell in cells]
+
+
+def _warm_up(folder: Path) -> int:
+    """How many epochs passed before the architecture weights moved at all."""
+    path = folder / "alphas.npy"
+    if not path.exists():
+        return 0
+    alphas = np.load(path, allow_pickle=False)
+    moved = (alphas != alphas[:1]).any(axis=(1, 2))
+    return int(moved.argmax()) - 1 if moved.any() else 0
+
+
+def _label(text: str) -> str:
+    return text.partition("=")[0] if "=" in text else ""
+
+
+def _named(folders: Sequence[Path], labels: Sequence[str]) -> list[tuple[str, int, Path]]:
+    """(data set, seed, folder) of searches; unlabelled ones are named by their folders, less what all share."""
+    for folder in folders:
+        if not (folder / "config.json").exists():
+            raise RunError(f"--runs {folder} is no run folder; name the folder of a search, as FOLDER or NAME=FOLDER")
+    numbers = [int(read_json(folder / "config.json").get("seed", 0)) for folder in folders]
+    bare = [re.sub(rf"[-_]?{n}$", "", f.resolve().name) for f, n in zip(folders, numbers, strict=True)]
+    names = [label or name for label, name in zip(labels, _shortened(bare), strict=True)]
+    pairs = list(zip(names, numbers, strict=True))
+    for pair in pairs:
+        if pairs.count(pair) > 1:
+            raise SettingsError(f"--runs has two searches called {pair[0]}, seed {pair[1]}; name them as NAME=FOLDER")
+    return [(name, number, folder) for (name, number), folder in zip(pairs, folders, strict=True)]
+
+
+def _shortened(names: Sequence[str]) -> list[str]:
+    """Names without the words at their beginning that all of them share: search-noise, search-real -> noise, real."""
+    words = [re.split(r"[-_]", name) for name in names]
+    shared = 0
+    while len({tuple(w) for w in words}) > 1 and all(len(w) > shared + 1 for w in words):
+        if len({w[shared] for w in words}) > 1:
+            break
+        shared += 1
+    return ["-".join(w[shared:]) for w in words]
+
+
+# -- what comes out --------------------------------------------------------------------------------------------------
+
+
+def grouped(searches: Sequence[Search]) -> dict[str, NDArray[np.int64]]:
+    """Counts by data set: (seeds, epochs, kinds, operations), as long as the shortest search on it."""
+    found: dict[str, list[Counts]] = {}
+    for done in searches:
+        found.setdefault(done.data, []).append(done.counts)
+    shortest = {name: min(map(len, several)) for name, several in found.items()}
+    return {name: np.stack([c[: shortest[name]] for c in several]) for name, several in found.items()}
+
+
+def summary(searches: Sequence[Search]) -> dict[str, dict[str, Any]]:
+    """Figures by data set; `skips` are those of the normal cell, where nothing else is said."""
+    found = {}
+    for name, table in grouped(searches).items():
+        skips = table[..., SKIP]  # (seeds, epochs, kinds)
+        normal, last = skips[..., 0], skips[:, -1]
+        found[name] = {
+            "searches": len(table),
+            "epochs": table.shape[1],
+            "skips": float(last[:, 0].mean()),
+            "skips_sd": _deviation(last[:, 0]),
+            "skips_both_cells": float(last.sum(1).mean()),
+            "most": float(normal.max(1).mean()),
+            "each_last": last[:, 0].tolist(),
+            **{f"first_{many}": [_first(line >= many) for line in normal] for many in MANY},
+        }
+    return found
+
+
+def _first(reached: NDArray[np.bool_]) -> int | None:
+    """The first epoch, counted from 1, in which it was so."""
+    return int(reached.argmax()) + 1 if reached.any() else None
+
+
+def _deviation(values: NDArray[Any]) -> float | None:
+    """The standard deviation of a sample; None for one value."""
+    return round(float(values.std(ddof=1)), 4) if len(values) > 1 else None
+
+
+def _write(searches: Sequence[Search], folder: Path) -> None:
+    rows = [
+        (done.data, done.seed, epoch, kind, option, int(done.counts[epoch - 1, k, o]))
+        for done in searches
+        for epoch in range(1, len(done.counts) + 1)
+        for k, kind in enumerate(KINDS)
+        for o, option in enumerate(OPTIONS)
+    ]
+    write_table(folder / "table.csv", ("data", "seed", "epoch", "kind", "operation", "count"), rows)
+    draw_skips(grouped(searches), folder / "skips.png")
+    draw_operations(grouped(searches), folder / "operations.png")
+
+
+def draw_skips(tables: dict[str, NDArray[np.int64]], path: Path) -> None:
+    """Fig. 5: skip connections by epoch, one line a data set, a band of one standard deviation over seeds."""
+    drawn, axes = figure(1, 2, (10, 4.2))
+    edges = int(next(iter(tables.values()))[0, 0, 0].sum())
+    for axis, title, most, kinds in zip(
+        axes[0], ("normal cell", "both cells"), (edges, 2 * edges), (1, 2), strict=True
+    ):
+        for number, (name, table) in enumerate(tables.items()):
+            skips = table[:, :, :kinds, SKIP].sum(2)
+            epochs, hair = np.arange(1, skips.shape[1] + 1), 0.012 * most * (number - (len(tables) - 1) / 2)
+            mean, band = skips.mean(0) + hair, skips.std(0, ddof=1) if len(skips) > 1 else 0 * skips[0]
+            axis.plot(epochs, mean, color=colour(number), linewidth=1.8, label=f"{name} ({len(skips)})")
+            axis.fill_between(epochs, mean - band, mean + band, color=colour(number), alpha=0.15, linewidth=0)
+        chance = kinds * edges / len(OPTIONS)
+        axis.axhline(chance, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        last = max(table.shape[1] for table in tables.values())
+        axis.text(last, chance, "random cells", fontsize=8, color=PALE, ha="right", va="bottom")
+        _epochs(axis, last, most // 4)
+        axis.set_ylim(-0.03 * most, most)
+        axis.set_title(f"skip connections, {title} ({most} edges)", fontsize=11, color=INK, loc="left")
+    several = any(len(table) > 1 for table in tables.values())
+    note = "mean and one standard deviation over searches, their number in brackets; " if several else ""
+    legend = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 10, "title_fontsize": 8}
+    lines = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(*lines, **legend, title=f"{note}lines are set apart by a hair")
+    drawn.savefig(path, dpi=120)
+
+
+def draw_operations(tables: dict[str, NDArray[np.int64]], path: Path) -> None:
+    """All operations of the genotype by epoch, stacked: a row for each data set, a column for each kind of cell."""
+    drawn, axes = figure(len(tables), 2, (10, 1.2 + 2.1 * len(tables)), sharex=True, sharey=True)
+    order = list(SHADES)
+    for row, (name, table) in zip(axes, tables.items(), strict=True):
+        epochs = np.arange(1, table.shape[1] + 1)
+        for k, (axis, kind) in enumerate(zip(row, KINDS, strict=True)):
+            mean = [table[:, :, k, OPTIONS.index(option)].mean(0) for option in order]
+            axis.stackplot(epochs, mean, colors=[SHADES[option] for option in order], linewidth=0)
+            axis.set_title(f"{name}, {TITLES[kind]}", fontsize=10, color=INK, loc="left")
+            axis.set_ylim(0, table[0, 0, k].sum())
+    for axis in axes[-1]:
+        _epochs(axis, max(table.shape[1] for table in tables.values()), 2)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("edges", fontsize=9, color=INK)
+    from matplotlib.patches import Patch
+
+    patches = [Patch(color=SHADES[option], label=option.replace("_", " ")) for option in order]
+    drawn.legend(handles=patches, loc="outside upper center", ncols=7, frameon=False, fontsize=8.5)
+    drawn.savefig(path, dpi=120)
+
+
+def _epochs(axis: Any, last: int, ticks: int) -> None:
+    """Whole epochs below, whole edges at the side, a tick at every so many."""
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+    axis.set_xlim(1, max(2, last))
+    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axis.yaxis.set_major_locator(MultipleLocator(max(1, ticks)))
+    axis.set_xlabel("search epoch", fontsize=9, color=INK)
+
+
+# -- small things ----------------------------------------------------------------------------------------------------
+
+
+def _at_least_one(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise SettingsError(f"--{name} {value} is less than 1")
+
+
+def _estimate(calls: list[Any], jobs: int) -> None:
+    """What one search needs, times all of them; raises `Estimate`."""
+    if not calls:
+        raise Estimate({"stage": "study-collapse", "minutes": 0.0, "disk_mib": 0.0, "phases": {}})
+    function, args, kwargs = calls[0]
+    try:
+        function(*args, **kwargs)
+    except Estimate as one:
+        rounds = -(-len(calls) // jobs)
+        needs = {**one.needs, "minutes": round(one.needs["minutes"] * rounds, 2), "searches": len(calls)}
+        raise Estimate({**needs, "stage": "study-collapse", "disk_mib": one.needs["disk_mib"] * len(calls)}) from None
+
+
+def _told(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    return {**result, "out": str(folder)}

@@ -1,0 +1,46 @@
+"""The data sets of a study: opened once, told apart by name, and cut to one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..dataset import ImageDataset
+from ..errors import SettingsError
+
+Given = ImageDataset | str | Path
+
+
+def opened(data: Sequence[Given] | None) -> dict[str, ImageDataset]:
+    """Data sets by the names on their cards; where names are alike, with a number.
+
+    Raises `SettingsError` where none is given, and `DatasetError` naming what cannot be read.
+    """
+    if not data:
+        raise SettingsError("--data is missing: name one or more data sets, each after a --data of its own")
+    sets = [ImageDataset.open(given) for given in data]
+    return dict(zip(apart([images.card.name for images in sets]), sets, strict=True))
+
+
+def apart(names: Sequence[str]) -> list[str]:
+    """The same names, numbered where they are alike: a, b, a-2."""
+    return [n if n not in names[:k] else f"{n}-{names[:k].count(n) + 1}" for k, n in enumerate(names)]
+
+
+def common_size(sets: dict[str, ImageDataset], images: int | None) -> int:
+    """How many images of each are used: `images`, or as many as the smallest set has.
+
+    Raises `SettingsError` where one has fewer than asked for.
+    """
+    smallest = min(sets, key=lambda name: len(sets[name]))
+    if images is None:
+        return len(sets[smallest])
+    if not 1 <= images <= len(sets[smallest]):
+        raise SettingsError(f"--images {images} cannot be had: {smallest} has {len(sets[smallest])}")
+    return images
+
+
+def cut(data: Given, images: int, seed: int = 0) -> ImageDataset:
+    """So many images of a data set, the same share of every class, drawn by `seed`."""
+    whole = ImageDataset.open(data)
+    return whole if len(whole) == images else whole.split(images / len(whole), seed)[0]
