@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from phosphene import costs, spaces
+from phosphene.augment import Augment, View
 from phosphene.core import Architecture, Choices, Decision
 from phosphene.costs import Budget
 from phosphene.dataset import ImageDataset
@@ -19,7 +20,8 @@ from phosphene.errors import BudgetError, DatasetError, Estimate, PhospheneError
 from phosphene.hardware import Machine
 from phosphene.objectives import soft_cross_entropy
 from phosphene.run import Run
-from phosphene.search import SEARCHES, command, darts, notation, random
+from phosphene.search import SEARCHES, command, darts, notation, random, setups
+from phosphene.search import found as found_files
 
 CPU = Machine(torch.device("cpu"))
 TINY = {"channels": 4, "cells": 3, "nodes": 2, "batch": 8, "steps": 4, "final_channels": 6, "final_cells": 3}
@@ -31,8 +33,8 @@ SMALL = {"final_channels": 6, "final_cells": 3, "nodes": 2}
 def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the searches here; the tests named after pictures draw them."""
     if "pictures" not in request.node.name:
-        monkeypatch.setattr(command, "draw_cells", lambda *_: None)
-        monkeypatch.setattr(command, "_plot", lambda *_: None)
+        monkeypatch.setattr(found_files, "draw_cells", lambda *_: None)
+        monkeypatch.setattr(found_files, "plot", lambda *_: None)
 
 
 def images(count: int = 40, shape: tuple[int, ...] = (1, 8, 8), classes: int = 3, soft: bool = False) -> ImageDataset:
@@ -95,7 +97,7 @@ def patterns(count: int = 96) -> ImageDataset:
 def test_darts_finds_the_options_that_see(order: int) -> None:
     run = Run.scratch(CPU, 0)
     settings = {"steps": 60, "batch": 16, "order": order, "alpha_lr": 0.05, "lr": 0.1}
-    found = darts.search(Glasses(), patterns(), soft_cross_entropy, command.top1, Budget(), run, **settings)
+    found = darts.search(Glasses(), patterns(), soft_cross_entropy, found_files.top1, Budget(), run, **settings)
     assert found == Architecture(Glasses().spec, {"left": 1, "right": 2})
     facts = json.loads((run.path / "supernet.json").read_text())
     assert facts["score"] > 0.9
@@ -105,7 +107,7 @@ def test_darts_finds_the_options_that_see(order: int) -> None:
 def test_alphas_start_at_zero_rest_through_the_warm_up_and_are_recorded_each_epoch() -> None:
     run = Run.scratch(CPU, 0)
     settings = {"steps": 15, "batch": 16, "warm_up": 2}
-    darts.search(Glasses(), patterns(), soft_cross_entropy, command.top1, Budget(), run, **settings)
+    darts.search(Glasses(), patterns(), soft_cross_entropy, found_files.top1, Budget(), run, **settings)
     run.finish({})
     history = np.load(run.path / "alphas.npy")
     assert history.shape == (6, 2, 4) and history.dtype == np.float32  # 5 epochs of 3 steps
@@ -129,7 +131,7 @@ def test_alpha_is_stepped_by_adam_on_validation_images_before_the_weights_on_tra
 
     space = Glasses()
     space.supernet = Watched  # type: ignore[method-assign]
-    darts.search(space, data, soft_cross_entropy, command.top1, Budget(), run, steps=1, batch=32, alpha_lr=0.1)
+    darts.search(space, data, soft_cross_entropy, found_files.top1, Budget(), run, steps=1, batch=32, alpha_lr=0.1)
     (alpha_pass, first), (weight_pass, second), *_ = seen
     assert not alpha_pass and weight_pass
     assert torch.equal(first, torch.full((4,), 0.25))
@@ -144,7 +146,7 @@ def test_temperature_and_soft_rows_reach_the_search() -> None:
         run = Run.scratch(CPU, 0)
         data = images(48, classes=4, soft=True)
         settings = {"steps": 4, "batch": 12, "temperature": temperature}
-        darts.search(Glasses(), data, soft_cross_entropy, command.top1, Budget(), run, **settings)
+        darts.search(Glasses(), data, soft_cross_entropy, found_files.top1, Budget(), run, **settings)
         results.append(np.load(run.path / "alphas.npy"))
     assert not np.array_equal(*results)
 
@@ -187,14 +189,14 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("algorithm", SEARCHES)
 def test_the_seed_decides_and_the_origin_does_not(algorithm: str, tmp_path: Path) -> None:
     """Same seed, same bytes: from memory, from a folder; another seed, another result."""
-    search, settings = getattr(command, algorithm), TINY if algorithm == "darts" else {"final_cells": 3, "nodes": 3}
+    search, settings = getattr(command, algorithm), {"final_cells": 3, "nodes": 3} if algorithm == "random" else TINY
     data = images(soft=True)
     data.save(tmp_path / "data")
     search(data, out=tmp_path / "a", **settings)
     search(data, out=tmp_path / "b", **settings)
     search(ImageDataset.open(tmp_path / "data"), out=tmp_path / "c", **settings)
     search(data, out=tmp_path / "d", seed=5, **settings)
-    names = ["arch.json", "result.json", *(["supernet.safetensors", "alphas.npy"] if algorithm == "darts" else [])]
+    names = ["arch.json", "result.json", *([] if algorithm == "random" else ["supernet.safetensors", "alphas.npy"])]
     for name in names:
         contents = [(tmp_path / run / name).read_bytes() for run in "abcd"]
         assert contents[0] == contents[1] == contents[2]
@@ -206,7 +208,7 @@ def test_the_seed_decides_and_the_origin_does_not(algorithm: str, tmp_path: Path
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
 def test_budgets_are_kept(algorithm: str, at: float, tmp_path: Path) -> None:
     """Bounds and windows at the lower end, in the middle and at the upper end of what the space has."""
-    settings = dict(TINY, steps=2) if algorithm == "darts" else SMALL
+    settings = SMALL if algorithm == "random" else dict(TINY, steps=2)
     final = spaces.space(command.random(images(), out=tmp_path / "free", **SMALL).space)
     budget = Budget.parse(params=">=1").of(final)
     assert budget.prices is not None
@@ -214,7 +216,7 @@ def test_budgets_are_kept(algorithm: str, at: float, tmp_path: Path) -> None:
     bound = params + at * (most_params - params)
     window = (macs + max(0.0, at - 0.1) * (most_macs - macs), macs + (at + 0.1) * (most_macs - macs))
     search = getattr(command, algorithm)
-    for seed in range(1 if algorithm == "darts" else 5):
+    for seed in range(5 if algorithm == "random" else 1):
         found = search(images(), params=f"{int(bound)}", out=tmp_path / f"p{seed}", seed=seed, **settings)
         assert found.result["params"] <= bound
         found = search(
@@ -230,7 +232,7 @@ def test_random_draws_differ_and_have_no_side_effect() -> None:
     before = torch.get_rng_state()
     space = spaces.space({"name": "darts", "channels": 4, "cells": 3, "shape": [1, 8, 8], "classes": 3})
     draws = [
-        random.search(space, images(), soft_cross_entropy, command.top1, Budget(), Run.scratch(CPU, seed)).choices
+        random.search(space, images(), soft_cross_entropy, found_files.top1, Budget(), Run.scratch(CPU, seed)).choices
         for seed in range(12)
     ]
     assert torch.equal(torch.get_rng_state(), before)
@@ -252,10 +254,17 @@ def test_canvases_are_cropped_to_the_teachers_input(tmp_path: Path) -> None:
 
 def test_settings_decide_the_default_crop_and_flip() -> None:
     grey, colour = images(), images(shape=(3, 32, 32))
-    assert vars(command._augment(grey, None, None, None)) | {"cutout": 0} == vars(command.Augment(pad=1))
-    assert command._augment(colour, None, None, None) == command.Augment(pad=4, flip=True)
-    assert command._augment(colour, 24, None, None) == command.Augment(crop=24, flip=True)
-    assert command._augment(colour, None, 2, False) == command.Augment(pad=2)
+
+    def views(data: ImageDataset, setup: str = "real", **given: object) -> object:
+        return setups.augmentation(data, {"crop": None, "pad": None, "flip": None, "setup": setup, **given})
+
+    assert views(grey) == Augment(pad=1)
+    assert views(colour) == Augment(pad=4, flip=True)
+    assert views(colour, crop=24) == Augment(crop=24, flip=True)
+    assert views(colour, pad=2, flip=False) == Augment(pad=2)
+    assert views(colour, "unreal", pad=0, flip=False) == View()
+    assert views(colour, "unreal", pad=0, flip=False, crop=24) == View(24)
+    assert views(colour, "unreal", pad=0, flip=True) == Augment(flip=True)
 
 
 def test_bfloat16_runs_and_second_order_too(tmp_path: Path) -> None:
@@ -298,9 +307,6 @@ def test_impossible_budgets_and_missing_or_unfit_data(tmp_path: Path) -> None:
         command.darts(**TINY)
     with pytest.raises(DatasetError, match="nowhere"):
         command.darts(tmp_path / "nowhere", **TINY)
-    findings = ImageDataset.from_arrays(images()._images, labels=np.ones((40, 3), np.float32), task="multi", classes=3)
-    with pytest.raises(SettingsError, match="multi"):
-        command.darts(findings, **TINY)
     assert not (tmp_path / "run").exists()
 
 

@@ -21,7 +21,8 @@ from phosphene.dataset import ImageDataset, batches
 from phosphene.hardware import Machine, machine
 from phosphene.objectives import soft_cross_entropy
 from phosphene.run import Run
-from phosphene.search import command, darts
+from phosphene.search import command, darts, found
+from phosphene.search.halves import number
 
 STEPS, BATCH, SEED, LR, MOMENTUM, DECAY, CLIP, ALPHA_LR = 4, 8, 3, 0.05, 0.9, 1e-3, 0.5, 3e-3
 SETTINGS = {"steps": STEPS, "batch": BATCH, "lr": LR, "lr_min": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
@@ -65,12 +66,12 @@ def _both(rank: int, port: int, folder: str) -> None:
     for order in (1, 2):
         space = Watched()
         run = Run.scratch(here, SEED)
-        darts.search(space, images(), soft_cross_entropy, command.top1, Budget(), run, order=order, **SETTINGS)
+        darts.search(space, images(), soft_cross_entropy, found.top1, Budget(), run, order=order, **SETTINGS)
         weights = {name: weight.detach() for name, weight in space.nets[0].named_parameters()}
         torch.save(weights, out / f"weights-{order}-{rank}.pt")
         if rank == 0:
             torch.save(torch.from_numpy(np.load(run.path / "alphas.npy")), out / f"alphas-{order}.pt")
-    command.draw_cells = command._plot = lambda *_: None
+    found.draw_cells = found.plot = lambda *_: None
     _whole(out / "undisturbed")
     Run.after_step = staticmethod(_fault)
     with pytest.raises(InjectedError):
@@ -125,7 +126,7 @@ def reference(order: int, space: SearchSpace) -> tuple[Tensor, dict[str, Tensor]
         return soft_cross_entropy(net(batch.inputs, gates), batch)
 
     def micro(part: str, step: int) -> list[Batch]:
-        index = batches(len(halves[part]), BATCH, darts._number(SEED, part), step)
+        index = batches(len(halves[part]), BATCH, number(SEED, part), step)
         return [halves[part].batch(index[rank::2]) for rank in (0, 1)]
 
     def averaged(of: list[Tensor], over: list[Batch]) -> list[Tensor]:

@@ -14,7 +14,7 @@ import pytest
 
 from phosphene.dataset import ImageDataset
 from phosphene.run import Run
-from phosphene.search import SEARCHES, command
+from phosphene.search import SEARCHES, command, found
 
 SETTINGS = {"channels": 4, "cells": 3, "nodes": 2, "batch": 8, "epochs": 3, "final_channels": 6, "final_cells": 3}
 SETTINGS |= {"device": "cpu", "precision": "fp32", "alpha_init": 1e-3, "flip": True}
@@ -32,8 +32,8 @@ FILES = (
 @pytest.fixture(autouse=True)
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the searches here, and its bytes are nobody's concern."""
-    monkeypatch.setattr(command, "draw_cells", lambda *_: None)
-    monkeypatch.setattr(command, "_plot", lambda *_: None)
+    monkeypatch.setattr(found, "draw_cells", lambda *_: None)
+    monkeypatch.setattr(found, "plot", lambda *_: None)
 
 
 def job(out: Path, order: int = 1) -> None:
@@ -50,7 +50,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "_plot", lambda *_: None)
+        patch.setattr(found, "plot", lambda *_: None)
         for order in (1, 2):
             job(folder / f"{order}", order)
     return {order: contents(folder / f"{order}") for order in (1, 2)}
@@ -107,10 +107,10 @@ def test_a_fault_while_the_result_is_written(
     def failing(*_: object) -> None:
         raise InjectedError
 
-    monkeypatch.setattr(command, "draw_cells", failing)
+    monkeypatch.setattr(found, "draw_cells", failing)
     with pytest.raises(InjectedError):
         job(tmp_path / "run")
-    monkeypatch.setattr(command, "draw_cells", lambda *_: None)
+    monkeypatch.setattr(found, "draw_cells", lambda *_: None)
     job(tmp_path / "run")
     assert contents(tmp_path / "run") == undisturbed[1]
 
@@ -135,7 +135,7 @@ def test_killed_for_real(undisturbed: dict, tmp_path: Path) -> None:
 
 
 def test_random_has_nothing_to_lose(tmp_path: Path) -> None:
-    assert set(SEARCHES) == {"darts", "random"}  # a search added here needs its faults above
+    assert set(SEARCHES) == {"darts", "sgas", "random"}  # a search added here needs its faults above
     data = ImageDataset.from_arrays(np.zeros((6, 1, 8, 8), np.uint8), labels=np.arange(6) % 3, classes=3)
     first = command.random(data, out=tmp_path / "a", final_cells=3)
     (tmp_path / "a/result.json").unlink()

@@ -95,7 +95,7 @@ def search(data: Any, algorithm: str = "darts", **settings: Any) -> Architecture
 
     Args:
         data: an `ImageDataset` or its folder.
-        algorithm: "darts", or "random" for the baseline.
+        algorithm: "darts", "sgas", or "random" for the baseline.
         settings: of the algorithm; ``phosphene search ALGORITHM --help`` lists them.
 
     Raises:
@@ -103,7 +103,7 @@ def search(data: Any, algorithm: str = "darts", **settings: Any) -> Architecture
         BudgetError: no architecture keeps the budget.
     """
     command = importlib.import_module("phosphene.search.command")
-    algorithms = {"darts": command.darts, "random": command.random}
+    algorithms = {"darts": command.darts, "sgas": command.sgas, "random": command.random}
     if algorithm not in algorithms:
         raise SettingsError(f"algorithm {algorithm!r} is not one of {', '.join(algorithms)}")
     found: Architecture = algorithms[algorithm](data=data, **settings)

@@ -1,4 +1,4 @@
-"""Random crop, flip, cutout and mixup on whole batches of tensors, each image with its own random numbers.
+"""Random crop, flip, cutout and mixup on whole batches of tensors, each image with its own random numbers; fixed views.
 
 Crops and flips work on the stored bytes, before normalisation; cutout and mixup on normalised images, where zero is
 the mean colour. Random numbers are drawn on the CPU whatever the device, so that a seed means the same everywhere.
@@ -74,6 +74,25 @@ class Augment:
         if self.crop > min(height, width):
             raise SettingsError(f"--crop {self.crop} is larger than the image ({height}x{width} with --pad {self.pad})")
         return self.crop, self.crop
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of every image, without chance: the middle, `crop` pixels wide (None: all of it), mirrored or not."""
+
+    crop: int | None = None
+    mirror: bool = False
+
+    def move(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Images (N, C, H, W) of any dtype -> (N, C, crop, crop); draws nothing."""
+        if self.crop is not None:
+            top, left = (max(0, (length - self.crop) // 2) for length in pixels.shape[2:])
+            pixels = pixels[:, :, top : top + self.crop, left : left + self.crop]
+        return pixels.flip(-1) if self.mirror else pixels
+
+    def mix(self, inputs: Tensor, targets: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """As they are."""
+        return inputs, targets
 
 
 def _cut(pixels: Tensor, top: Tensor, left: Tensor, h: int, w: int, mirrored: Tensor) -> Tensor:

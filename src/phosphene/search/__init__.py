@@ -5,6 +5,7 @@ from ..core import Choices, SearchSpace
 SEARCHES = {
     "darts": "phosphene.search.darts:search",
     "random": "phosphene.search.random:search",
+    "sgas": "phosphene.search.sgas:search",
 }
 
 

@@ -1,0 +1,175 @@
+"""What the commands `phosphene search …` share: open the run, search, and write what was found.
+
+Files in the run's folder: `arch.json` (the final network: its space and choices), `genotype.txt`, `cells.png`,
+`result.json`; of a supernet, too: `alphas.npy`, `alphas.png`, `supernet.safetensors`, `supernet.json`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import costs, spaces
+from ..cells import draw_cells
+from ..core import Architecture, Batch, SearchSpace
+from ..costs import Budget
+from ..dataset import Augmentation, ImageDataset
+from ..errors import SettingsError
+from ..hardware import machine as decide_machine
+from ..objectives import OBJECTIVES
+from ..progress import say
+from ..run import Run
+from . import SEARCHES, notation
+from .robust import operations
+from .supernet import SKIP
+
+UNNAMED = ("out", "seed", "device", "estimate", "setup")  # settings that are no part of a run's identity as such
+
+
+@dataclass(frozen=True)
+class Found(Architecture):
+    """What a search found: an architecture (of the final network), its run folder, and what `result.json` holds."""
+
+    path: Path
+    result: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """The result and where its files are."""
+        return {**self.result, "out": str(self.path)}
+
+
+def top1(output: Tensor, batch: Batch) -> float:
+    """The share of images whose arg-max is the row's: the score where rows sum to 1."""
+    return float((output.argmax(1) == batch.targets.argmax(1)).float().mean())
+
+
+def findings(output: Tensor, batch: Batch) -> float:
+    """The share of labelled findings whose logit has the right sign: the score where findings are independent."""
+    known = ~batch.targets.isnan()
+    right = (output > 0) == (batch.targets > 0.5)
+    return float(right[known].float().mean()) if known.any() else 0.0
+
+
+SCORES = {"single": top1, "multi": findings}
+
+
+def open_data(data: ImageDataset | str | Path | None) -> ImageDataset:
+    """The data set that `--data` names."""
+    if data is None:
+        raise SettingsError("--data is missing: name a data set, made by `phosphene synthesize` or `dataset import`")
+    return ImageDataset.open(data)
+
+
+def find(
+    algorithm: str, images: ImageDataset, augment: Augmentation, given: dict[str, Any], passed: dict[str, Any]
+) -> Found:
+    """Open the run, search, and write the result; a finished run is read.
+
+    Args:
+        algorithm: a key of `SEARCHES`.
+        augment: decides the size of the network's input.
+        given: the command's settings; they are the run's identity.
+        passed: the algorithm's settings.
+    """
+    here = decide_machine(given["device"], given["precision"])
+    searched = _space(given, images, augment, given["channels"], given["cells"])
+    published = spaces.published(searched.spec["stem"])
+    asked = {name: given[f"final_{name}"] for name in published}
+    final = _space(given, images, augment, **{name: published[name] if n is None else n for name, n in asked.items()})
+    budget = Budget.parse(given["params"], given["macs"]).of(final)
+    identity = {name: value for name, value in given.items() if name not in UNNAMED}
+    identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, "augment": vars(augment)}
+    run = Run.open(
+        *("search", identity, [images.fingerprint], given["out"], here), seed=given["seed"], estimate=given["estimate"]
+    )
+    if run.finished is not None:
+        say(f"{run.path} is finished")
+        there = Architecture.load(run.path / "arch.json")
+        return Found(there.space, there.choices, run.path, run.finished)
+    task = images.card.task
+    found = _algorithm(algorithm)(searched, images, OBJECTIVES[task], SCORES[task], budget, run, **passed)
+    architecture = Architecture(final.spec, found.choices)
+    if here.rank == 0:
+        _write(run.path, searched, final, architecture)
+    here.barrier()
+    result = run.finish(_result(algorithm, final, architecture, run.path))
+    return Found(architecture.space, architecture.choices, run.path, result)
+
+
+def _algorithm(name: str) -> Callable[..., Architecture]:
+    module, function = SEARCHES[name].split(":")
+    found: Callable[..., Architecture] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _space(
+    given: dict[str, Any], images: ImageDataset, augment: Augmentation, channels: int, cells: int
+) -> SearchSpace:
+    channels_in, height, width = images.card.shape
+    crop = getattr(augment, "crop", None)
+    size = (height, width) if crop is None else (crop, crop)
+    spec = {"name": given["space"], "nodes": given["nodes"], "stem": given["stem"], "classes": images.card.classes}
+    return spaces.space({**spec, "channels": channels, "cells": cells, "shape": [channels_in, *size]})
+
+
+def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path: Path) -> dict[str, Any]:
+    with torch.device("meta"):
+        net = final.build(architecture.choices)
+    counts = operations(final, architecture.choices)
+    result: dict[str, Any] = {
+        "algorithm": algorithm,
+        "params": costs.params(net),
+        "macs": costs.macs(net, final.spec["shape"]),
+        "genotype": notation(final, architecture.choices),
+        "skips": {kind: of.get(SKIP, 0) for kind, of in counts.items()},
+        "operations": counts,
+    }
+    if (path / "supernet.json").exists():
+        facts = json.loads((path / "supernet.json").read_text())
+        result |= {"steps": facts["steps"], "validation": facts["score"]}
+        result |= {"stopped": facts["stopped"]} if "stopped" in facts else {}
+    return result
+
+
+def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: Architecture) -> None:
+    architecture.save(path / "arch.json")
+    (path / "genotype.txt").write_text(notation(final, architecture.choices) + "\n")
+    draw_cells(architecture, path / "cells.png")
+    if (path / "alphas.npy").exists():
+        plot(np.load(path / "alphas.npy"), searched, path / "alphas.png")
+
+
+def plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:
+    """The softmax of α over the epochs, one panel for each decision, all on one scale."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(7, len(space.decisions))
+    rows = -(-len(space.decisions) // columns)
+    figure = Figure(figsize=(1.9 * columns, 1.5 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    lines: dict[str, Any] = {}
+    for axis in axes.flat[len(space.decisions) :]:
+        axis.remove()
+    for row, (decision, axis) in enumerate(zip(space.decisions, axes.flat, strict=False)):
+        alphas = history[:, row, : len(decision.options)]
+        weights = np.exp(alphas - alphas.max(1, keepdims=True))
+        drawn = axis.plot(weights / weights.sum(1, keepdims=True), linewidth=1)
+        lines |= {option: line for option, line in zip(decision.options, drawn, strict=True) if option not in lines}
+        axis.set_title(decision.name, fontsize=8)
+        axis.tick_params(labelsize=6)
+        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.supxlabel("epoch", fontsize=8)
+    figure.supylabel("softmax of α", fontsize=8)
+    figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4, fontsize=7)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=100)

@@ -1,0 +1,80 @@
+"""The two parts of the data in a bilevel search: images that train the weights, and images that α learns from.
+
+split       disjoint parts, drawn at random within each class, both augmented (DARTS, §3.1)
+mirrored    the same images and labels again, each mirrored (UnrealNAS, appendix): random labels cannot be guessed
+            for images that were never seen, so a disjoint part would tell α nothing
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+import torch
+
+from ..augment import View
+from ..core import Batch
+from ..dataset import Augmentation, ImageDataset, batches
+from ..errors import SettingsError
+from ..run import Run
+
+Validation = Literal["split", "mirrored"]
+
+
+class Halves:
+    """`train` and `valid`, and batches of either; what a batch holds depends on the run's seed and the step alone.
+
+    Args:
+        data: what to share out.
+        run: its seed and machine; a batch is shared by the machine's ranks.
+        validation: see above.
+        fraction: share of the images that trains the weights; 1 is all of them, where validation is mirrored.
+        augment: of the training part, and of the other one where that is split off.
+        temperature: of the rows, where the targets are logits.
+
+    Raises:
+        SettingsError: a fraction or a validation that does not exist.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        run: Run,
+        *,
+        validation: Validation = "split",
+        fraction: float = 0.5,
+        augment: Augmentation | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        if validation not in ("split", "mirrored"):
+            raise SettingsError(f"--validation {validation} is neither split nor mirrored")
+        self.run, self.temperature = run, temperature
+        mirrored = validation == "mirrored"
+        self.scored = View(getattr(augment, "crop", None), mirrored)
+        """The view of the validation images on which the supernet is scored."""
+        self._views = {"train": augment, "valid": self.scored if mirrored else augment}
+        if mirrored and fraction == 1:
+            self.train = self.valid = data
+        else:
+            self.train, rest = data.split(fraction, run.seed)
+            self.valid = self.train if mirrored else rest
+
+    def draw(self, part: Literal["train", "valid"], step: int, size: int, purpose: str | None = None) -> Batch:
+        """This rank's share of batch number `step` of `size` images, in the order that belongs to the purpose."""
+        machine, purpose = self.run.machine, purpose or part
+        images = self.train if part == "train" else self.valid
+        index = batches(len(images), size, number(self.run.seed, purpose), step)[machine.rank :: machine.world]
+        generator = torch.Generator().manual_seed(number(self.run.seed, purpose, step, machine.rank))
+        settings = {"temperature": self.temperature, "generator": generator, "machine": machine}
+        return images.batch(index, augment=self._views[part], **settings)  # type: ignore[arg-type]
+
+
+def number(*what: object) -> int:
+    """A seed for this purpose, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(repr(what).encode()).digest()[:7], "little")
+
+
+def check_batch(batch: int, run: Run) -> None:
+    """Raise `SettingsError` where the ranks cannot share a batch evenly."""
+    if batch % run.machine.world:
+        raise SettingsError(f"--batch {batch} cannot be shared by {run.machine.world} processes; take a multiple of it")
