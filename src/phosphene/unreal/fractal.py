@@ -26,7 +26,7 @@ GREY = 127  # FractalDB's ink on black
 SATURATION = VALUE = 0.75  # of FractalDB's colours
 ORBIT, HUE = 15, 16  # streams of random numbers
 ATTEMPTS = 4 * len(WEIGHTS)
-BATCH = 256  # images drawn together; no result depends on it
+BATCH = 1 << 20  # pixels drawn together; no result depends on it
 
 
 def points_of(size: int) -> int:
@@ -61,15 +61,17 @@ def draw(
     points = points_of(size) if points is None else points
     _check(categories, index, size, points, colour, channels)
     images = np.empty((len(index), channels, size, size), np.uint8)
-    for start in range(0, len(index), BATCH):
-        part = index[start : start + BATCH].astype(np.int64)
+    together = max(1, BATCH // size**2)
+    for start in range(0, len(index), together):
+        part = index[start : start + together].astype(np.int64)
         category, number = part % len(categories), part // len(categories)
         chosen = instances(category, number, seed)
         canvas = _orbits(categories, category, chosen, seed, size, points, backend)
         if patch:
             canvas = _stamp(canvas, masks(category, chosen.patch, seed))
         canvas = _flip(canvas, chosen.flip)
-        images[start : start + BATCH] = _paint(canvas, categories, category, seed) if colour else _grey(canvas)
+        painted = _paint(canvas, categories, category, seed) if colour else _grey(canvas)
+        images[start : start + together] = painted
     return images
 
 

@@ -36,10 +36,8 @@ def instances(category: NDArray[np.int64], number: NDArray[np.int64], seed: int)
     Each full thousand has an order and ten patches of its own.
     """
     turn, place = np.divmod(number, ALL)
-    code = np.empty_like(number)
-    for one, t in {(int(c), int(t)) for c, t in zip(category, turn, strict=True)}:
-        here = (category == one) & (turn == t)
-        code[here] = _order(seed, one, t)[place[here]]
+    triples = zip(category.tolist(), turn.tolist(), place.tolist(), strict=True)
+    code = np.array([_order(seed, c, t)[p] for c, t, p in triples], np.int64)
     return Instances(code // (PATCHES * FLIPS), code // FLIPS % PATCHES + PATCHES * turn, code % FLIPS)
 
 

@@ -18,7 +18,7 @@ MAPS = 7  # at most so many maps in a system (FractalDB: 2 to 7)
 LANES = 16  # at least so many orbits an image
 STEPS = 128  # about so many drawn points an orbit where there are more points than LANES * STEPS
 BURN_IN = 20  # steps from the origin to the attractor that are not drawn
-WIDEST, NARROWEST = 1e12, 1e-12  # an orbit of another extent has exploded, or collapsed to a point
+WIDEST = 1e12  # an orbit of a larger extent has exploded; of one below 1 / WIDEST, collapsed to a point
 Words = NDArray[np.uint64]
 
 
@@ -100,9 +100,9 @@ def _drawn(values: NDArray[Any], points: int) -> NDArray[Any]:
 
 def _pixels(values: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Coordinates ``(n, points)`` as pixel numbers, each image by its own minimum and maximum; whether it has any."""
-    low, high = np.fmin.reduce(values, axis=1), np.fmax.reduce(values, axis=1)  # past NaN
+    low, high = values.min(axis=1), values.max(axis=1)  # NaN where there is one
     with np.errstate(all="ignore"):
-        fine = (high - low < WIDEST) & (high - low > NARROWEST)
+        fine = (high - low < WIDEST) & (high - low > 1 / WIDEST)
     inner = size - 2 * padding(size)
     low, extent = np.where(fine, low, 0.0)[:, None], np.where(fine, high - low, 1.0)[:, None]
     scaled = np.where(fine[:, None], (values - low) * (inner / extent), 0.0)

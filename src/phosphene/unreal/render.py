@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+from functools import cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MissingExtra
 from . import orbit
-from .orbit import Words, lanes_of, padding
+from .orbit import BURN_IN, WIDEST, Words, lanes_of, padding
 
 CHUNK = 1 << 20  # points that numpy holds at once
 
@@ -32,12 +34,16 @@ def render(
 
     -> canvas ``(n, size, size)``: 0, or 1 + the highest number of the maps that led to a point of the pixel, row 0
     above; hits ``(n,)``: pixels hit, 0 where the orbit exploded or stayed in one place (the canvas is then empty).
+
+    Raises:
+        MissingExtra: numba was asked for and is not installed.
     """
     if choose(backend) == "numba":
         from .orbit_numba import render_all
 
-        canvas = np.zeros((len(maps), size, size), np.uint8)
-        return canvas, render_all(maps, edges, keys, points, lanes_of(points), size, padding(size), canvas)
+        canvas = np.zeros((len(maps), size * size), np.uint8)
+        hits = render_all(maps, edges, keys, points, lanes_of(points), BURN_IN, size, padding(size), WIDEST, canvas)
+        return canvas.reshape(-1, size, size), hits
     chunk = max(1, CHUNK // points)
     parts = [
         orbit.render(maps[k : k + chunk], edges[k : k + chunk], keys[k : k + chunk], points, size)
@@ -47,7 +53,18 @@ def render(
 
 
 def choose(backend: Backend) -> str:
-    """numba where it is installed, unless told otherwise."""
-    if backend == "auto":
-        return "numba" if importlib.util.find_spec("numba") else "numpy"
-    return backend
+    """numba where it can be imported, unless told otherwise; raises `MissingExtra` where it is told and cannot be."""
+    if backend == "numpy" or (backend == "auto" and not _has_numba()):
+        return "numpy"
+    if not _has_numba():
+        raise MissingExtra("numba", "fractal")
+    return "numba"
+
+
+@cache
+def _has_numba() -> bool:
+    try:
+        importlib.import_module("numba")  # which also refuses a numpy that is too new for it
+    except ImportError:
+        return False
+    return True
