@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ GREY = ("1", "L", "LA", "I", "I;16", "F")  # Pillow's modes without colour
 
 @dataclass
 class Found:
-    """What a source holds: `read(range)` gives images (n, C, H, W) of `dtype`."""
+    """What a source holds: `read(range)` gives images (n, C, H, W) of `dtype`; `about` goes into the card's recipe."""
 
     read: Callable[[range], np.ndarray]
     labels: np.ndarray
@@ -28,6 +28,7 @@ class Found:
     class_names: Sequence[str] | None = None
     dtype: str = "uint8"
     digest: str = ""
+    about: dict[str, str] = field(default_factory=dict)
 
     @property
     def task(self) -> Literal["single", "multi"]:
@@ -44,6 +45,10 @@ class Wish:
     channels: int | None
     layout: str
     root: Path
+    uncertain: str | None = None
+    blank: str | None = None
+    findings: str | None = None
+    views: str | None = None
 
 
 def from_pictures(

@@ -22,7 +22,7 @@ def read(source: str, wish: Wish) -> Found:
         raise DatasetError(f"{path} holds no class folders with images ({', '.join(SUFFIXES)})")
     digest = digest_of(*(f"{p.relative_to(path)}:{p.stat().st_size}".encode() for _, p in files))
     labels = np.array([k for k, _ in files])
-    found = from_pictures(lambda i: _open(files[i][1]), lambda i: str(files[i][1]), labels, len(folders), wish)
+    found = from_pictures(lambda i: open_picture(files[i][1]), lambda i: str(files[i][1]), labels, len(folders), wish)
     found.class_names, found.digest = [folder.name for folder in folders], digest
     return found
 
@@ -44,7 +44,8 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
 
 
-def _open(path: Path) -> Any:
+def open_picture(path: Path) -> Any:
+    """A decoded picture, upright; raises `DatasetError` naming the file."""
     from PIL import Image, ImageOps
 
     try:
