@@ -532,7 +532,9 @@ def test_an_unknown_architecture():
 
 def test_every_named_architecture_takes_the_cifar_recipe():
     """Built only: sizes as published, the head present in training and absent from the result."""
-    for name in spaces.NAMED:
+    named = [name for name in spaces.NAMED if spaces.architecture(name).space["name"] == "darts"]
+    assert len(named) >= 3
+    for name in named:
         chosen = effective("darts-cifar", {})
         design = trainee.design(spaces.architecture(name), 10, (3, 32, 32), chosen)
         assert (design.space["channels"], design.space["cells"], design.space["auxiliary"]) == (36, 20, True)

@@ -11,13 +11,20 @@ from ..core import Architecture, SearchSpace
 from ..errors import ArchitectureError
 from ..models import MODELS
 from ..models.zoo import is_zoo
-from . import genotype
+from . import genotype, macro, mbconv, nasbench201, shufflenet
 from .darts import DartsSpace
 from .fixed import FixedSpace
 
 __all__ = ["NAMED", "SPACES", "architecture", "published", "space"]
 
-SPACES: dict[str, Callable[..., SearchSpace]] = {"darts": DartsSpace, "fixed": FixedSpace}
+SPACES: dict[str, Callable[..., SearchSpace]] = {
+    "darts": DartsSpace,
+    "fixed": FixedSpace,
+    "macro": macro.MacroSpace,
+    "mbconv": mbconv.MBConvSpace,
+    "nasbench201": nasbench201.NasBench201Space,
+    "shufflenet": shufflenet.ShuffleNetSpace,
+}
 """name -> space; the other keys of a spec are its arguments"""
 
 
@@ -52,10 +59,29 @@ def _darts(text: str, *, classes: int, shape: Sequence[int], **settings: Any) ->
     return Architecture(made.spec, made.choices(found))
 
 
+def _written(name: str, text: str, **settings: Any) -> Architecture:
+    """The architecture of a text in the notation of a space, with the space's settings where none are given."""
+    own: dict[str, Any] = dict(mbconv.widths(text)) if name == "mbconv" else {}
+    made: Any = space({"name": name, **own, **settings})
+    return Architecture(made.spec, made.choices(text))
+
+
+NOTATIONS = {
+    "macro": macro.CODE,
+    "mbconv": mbconv.BLOCKS,
+    "nasbench201": nasbench201.CELL,
+    "shufflenet": shufflenet.LIST,
+}
+"""space -> what its architectures look like when written; genotypes begin with "Genotype(" """
+
 NAMED: dict[str, Callable[..., Architecture]] = {
     "darts-v1": partial(_darts, genotype.PUBLISHED["darts-v1"]),
     "darts-v2": partial(_darts, genotype.PUBLISHED["darts-v2"]),
     "sgas-cri1": partial(_darts, genotype.PUBLISHED["sgas-cri1"], auxiliary_norm=True),
+    **{name: partial(_written, "macro", text) for name, text in macro.PUBLISHED.items()},
+    **{name: partial(_written, "mbconv", text, **ends) for name, (text, ends) in mbconv.PUBLISHED.items()},
+    **{name: partial(_written, "nasbench201", text) for name, text in nasbench201.PUBLISHED.items()},
+    **{name: partial(_written, "shufflenet", text) for name, text in shufflenet.PUBLISHED.items()},
 }
 """published name -> factory(classes=, shape=, **settings of the space)"""
 
@@ -63,7 +89,7 @@ NAMED: dict[str, Callable[..., Architecture]] = {
 def architecture(
     text: str | Path | Architecture, *, classes: int | None = None, shape: Sequence[int] | None = None, **settings: Any
 ) -> Architecture:
-    """What `text` names: a published architecture, a genotype's text, a model, an arch.json or a run folder.
+    """What `text` names: a published architecture, a model, an arch.json, a run folder, or what `NOTATIONS` describe.
 
     A model is one of `models.MODELS`, ``torchvision:NAME`` or ``timm:NAME``.
 
@@ -83,6 +109,9 @@ def architecture(
         return NAMED[published_name](**here, **settings)
     if name.startswith("Genotype("):
         return _darts(name, **here, **settings)
+    for kind, notation in NOTATIONS.items():
+        if notation.fullmatch(name):
+            return _written(kind, name, **here, **settings)
     if name in MODELS or is_zoo(name):
         return Architecture(space({"name": "fixed", "model": name, **here, **settings}).spec, {})
     path = Path(name)
@@ -109,6 +138,6 @@ def _changed(
         if "stem" not in settings and "stem" in spec and list(shape) != list(found.space.get("shape", shape)):
             spec["stem"] = "auto"
     made = space(spec)
-    if isinstance(made, DartsSpace):
-        made.check(found.choices)
+    if not isinstance(made, FixedSpace):
+        made.check(found.choices)  # type: ignore[attr-defined]
     return Architecture(made.spec, found.choices)

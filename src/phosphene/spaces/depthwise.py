@@ -126,13 +126,13 @@ def weight_gradients(grads: list[Tensor], x: Tensor, weights: list[Tensor], stri
             found.append(backward_of(grad, x, weight, stride, dilation, 1))
             continue
         if size not in moved:
-            moved[size] = columns(x, size)
+            moved[size] = windows(x, size)
         first, *others = (backward_of(grad, m, weight[..., :WIDE], stride, 1, 1, (0, 0)) for m in moved[size])
         found.append(torch.cat([first, *(part[..., 1:] for part in others)], 3))  # each begins with the last one's end
     return found
 
 
-def columns(x: Tensor, size: int) -> list[Tensor]:
+def windows(x: Tensor, size: int) -> list[Tensor]:
     """The map as the kernel's columns 0 to 2, 2 to 4, … see it: moved sideways, zeros above and below.
 
     Its zeros are written out: the fast kernel wants no padding where the map is low, or 7 rows meet a stride.
