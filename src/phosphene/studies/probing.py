@@ -1,0 +1,267 @@
+"""Train one network from scratch on one data set, and note how well it has learned its own images, epoch by epoch.
+
+    results = train_all([Probe(arch, "noise", epochs=50), …], Path("study/networks"), jobs=4, backend="joblib",
+                        title="distinguish")
+
+Each network has a run folder of its own, whose name follows from everything that decides the result. So a network that
+is finished is never trained again, whichever study asks for it in whichever order, and one that was interrupted goes
+on from its last checkpoint. Accuracies are per cent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import costs, spaces
+from ..augment import Augment
+from ..core import Architecture
+from ..dataset import ImageDataset, batches
+from ..errors import DatasetError, Estimate, SettingsError
+from ..files import read_json
+from ..hardware import Machine
+from ..hardware import machine as decide_machine
+from ..parallel import Backend, side_by_side
+from ..run import Run
+
+HELD = 1 << 28  # bytes of images that a network keeps in memory; of more, each batch is read anew
+REAL_DECAY = 3e-4  # weight decay on data whose labels mean something, 0 on others (UnrealNAS, appendix)
+SAMPLED = 2  # networks on each data set that an estimate measures
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One network on one data set; plain values, so that it can travel to a worker.
+
+    Args:
+        arch: anything `phosphene.spaces.architecture` reads: a genotype's text, a name, a file.
+        data: folder of the data set to train on.
+        test: folder of the data set to test on at the end.
+        channels, cells: size of a cell architecture; None = as the architecture says.
+        images: how many images to train on, drawn once for all networks; None = all.
+        half: 0 or 1: only this half of those images, every class split evenly.
+        weight_decay: None = 0 where the labels are random, else 3e-4.
+        augment: random shifts by an eighth of the side, and mirroring of colour images.
+        stop_at: training accuracy (per cent) after which an epoch is the last; the learning rate falls as if not.
+    """
+
+    arch: str
+    data: str
+    epochs: int = 50
+    test: str | None = None
+    channels: int | None = None
+    cells: int | None = None
+    images: int | None = None
+    half: int | None = None
+    batch: int = 64
+    lr: float = 0.025
+    momentum: float = 0.9
+    weight_decay: float | None = None
+    clip: float = 5.0
+    augment: bool = False
+    stop_at: float | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+
+
+def train_all(
+    probes: Sequence[Probe], folder: Path, *, jobs: int = 1, backend: Backend = "joblib", title: str = "networks"
+) -> list[dict[str, Any]]:
+    """Train every network that `folder` does not hold yet; the results of all, in order.
+
+    A result is ``{"train": [accuracy of each epoch], "loss": […], "test": accuracy or None, "params", "macs",
+    "images", "folder"}``. An epoch's accuracy and loss are means over its batches, each taken before its step.
+
+    Raises:
+        Stopped: after Ctrl-C or SIGTERM; the same call goes on.
+        SettingsError, DatasetError, ArchitectureError: a probe cannot be trained; the others are.
+    """
+    paths = [path_of(probe, folder) for probe in probes]
+    todo = {path: probe for path, probe in zip(paths, probes, strict=True) if not (path / "result.json").exists()}
+    side_by_side([(train, (p, folder), {}) for p in todo.values()], jobs=jobs, backend=backend, title=title)
+    return [{**read_json(path / "result.json"), "folder": str(path)} for path in paths]
+
+
+def estimate_all(probes: Sequence[Probe], folder: Path | None, *, jobs: int = 1) -> Estimate:
+    """What it would take to train those that `folder` does not hold yet, from a few steps of some on each data set."""
+    left = [p for p in probes if folder is None or not (path_of(p, folder) / "result.json").exists()]
+    groups: dict[tuple[str, int], list[Probe]] = {}
+    for probe in left:
+        groups.setdefault((probe.data, probe.epochs), []).append(probe)
+    needs: dict[str, Any] = {"networks": len(left), "minutes": 0.0, "memory_mib": 0.0}
+    for group in groups.values():
+        taken = [measure(probe) for probe in group[:SAMPLED]]
+        needs["minutes"] += sum(one["minutes"] for one in taken) / len(taken) * len(group) / jobs
+        needs["memory_mib"] = max(needs["memory_mib"], *(one["memory_mib"] * jobs for one in taken))
+    return Estimate({**needs, "minutes": round(needs["minutes"], 2)})
+
+
+def measure(probe: Probe) -> dict[str, Any]:
+    """Minutes and memory that one network takes, from a few steps of it."""
+    try:
+        train(probe, None)
+    except Estimate as found:
+        return found.needs
+    raise AssertionError("an estimating run ends in an estimate")
+
+
+def train(probe: Probe, folder: Path | None) -> dict[str, Any]:
+    """Train one network, or read its result; with no folder only measure a few steps (raises `Estimate`)."""
+    machine = decide_machine(probe.device, probe.precision)
+    data, design = data_of(probe), _design(probe)
+    path = None if folder is None else path_of(probe, folder)
+    settings, inputs = _identity(probe)
+    run = Run.open("probe", settings, inputs, path, machine, seed=probe.seed, estimate=path is None)
+    if run.finished is not None:
+        return run.finished
+    with run.seeded("weights"):
+        net = spaces.space(design.space).build(design.choices)
+    size = {"params": costs.params(net), "macs": costs.macs(net, design.space["shape"])}
+    curve = _fit(run, machine.place(net).train(), Images(data, probe, machine), probe)
+    test = None if probe.test is None else accuracy(net, ImageDataset.open(probe.test), data, machine)
+    return run.finish({**curve, "test": test, **size, "images": len(data)})
+
+
+def _fit(run: Run, net: nn.Module, images: Images, probe: Probe) -> dict[str, Any]:
+    """Train `net` in place; accuracy and loss of every epoch."""
+    opt = torch.optim.SGD(net.parameters(), probe.lr, probe.momentum, weight_decay=images.decay)
+    total = probe.epochs * images.steps
+    curve: dict[str, Any] = {"train": [], "loss": []}
+    seen = torch.zeros(2, device=run.machine.device)  # in this epoch: images recognised, sum of the losses
+
+    for step in run.steps("train", total, title=f"probe {run.path.name}", net=net, opt=opt, curve=curve, seen=seen):
+        for group in opt.param_groups:
+            group["lr"] = 0.5 * probe.lr * (1 + math.cos(math.pi * step / total))
+        inputs, targets = images.batch(step)
+        with run.machine.autocast():
+            logits = net(inputs)
+        loss = F.cross_entropy(logits.float(), targets)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), probe.clip)
+        opt.step()
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        seen += torch.stack([(logits.detach().argmax(1) == labels).sum(), loss.detach() * len(labels)])
+        if (step + 1) % images.steps == 0:
+            right, loss_sum = (seen / (images.steps * probe.batch)).tolist()
+            seen.zero_()
+            curve["train"].append(round(100 * right, 4))
+            curve["loss"].append(round(loss_sum, 6))
+            run.log(epoch=len(curve["train"]), accuracy=curve["train"][-1], loss=curve["loss"][-1])
+            if probe.stop_at is not None and curve["train"][-1] >= probe.stop_at:
+                break
+    return curve
+
+
+class Images:
+    """What a network is shown: batches as functions of (seed, step), normalised, with labels or rows."""
+
+    def __init__(self, data: ImageDataset, probe: Probe, machine: Machine) -> None:
+        self.data, self.probe, self.machine = data, probe, machine
+        self.steps = max(1, len(data) // probe.batch)
+        """batches in an epoch; what does not fill one is left out"""
+        self.decay = decay_of(probe, data)
+        bytes_each = int(np.prod(data.card.shape)) * (1 if str(data.dtype) == "uint8" else 4)
+        self.held = data.pixels(range(len(data))) if len(data) * bytes_each <= HELD else None
+        # labels rather than rows: 5,000 classes are not written out for every image
+        self.labels = None if data.soft else torch.from_numpy(np.array(data.labels)).to(machine.device)
+        side = min(data.card.shape[1:])
+        self.moves = Augment(pad=side // 8, crop=side, flip=data.card.shape[0] == 3) if probe.augment else None
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs (N, C, H, W), and labels (N,) or, where a teacher gave the targets, rows (N, K)."""
+        index = batches(len(self.data), self.probe.batch, self.probe.seed, step)
+        pixels = self.data.pixels(index) if self.held is None else self.held[index]
+        if self.moves is not None:
+            pixels = self.moves.move(pixels)
+        inputs = self.machine.place(self.data.normalise(pixels.to(self.machine.device)))
+        if self.labels is None:
+            return inputs, self.data.rows(index).to(self.machine.device)
+        return inputs, self.labels[index.to(self.machine.device)]
+
+
+@torch.no_grad()
+def accuracy(net: nn.Module, test: ImageDataset, trained_on: ImageDataset, machine: Machine) -> float:
+    """Top-1 on a test set, per cent; its bytes are normalised as the training images were."""
+    if (test.card.shape, test.card.classes) != (trained_on.card.shape, trained_on.card.classes):
+        raise DatasetError(f"--test {_figures(test)} does not fit {_figures(trained_on)}")
+    net.eval()
+    right = 0
+    for start in range(0, len(test), 256):
+        index = range(start, min(start + 256, len(test)))
+        with machine.autocast():
+            output = net(machine.place(trained_on.normalise(test.pixels(index).to(machine.device))))
+        right += int((output.argmax(1).cpu() == torch.from_numpy(test.labels[index.start : index.stop])).sum())
+    return round(100 * right / max(1, len(test)), 4)
+
+
+def _figures(data: ImageDataset) -> str:
+    return f"{data.card.name} ({'x'.join(map(str, data.card.shape))}, {data.card.classes} classes)"
+
+
+# -- what a probe is -------------------------------------------------------------------------------------------------
+
+
+def path_of(probe: Probe, folder: Path) -> Path:
+    """The network's folder: the data set's name and a hash of everything that decides the result."""
+    settings, inputs = _identity(probe)
+    machine = decide_machine(probe.device, probe.precision)
+    text = json.dumps([settings, inputs, probe.seed, machine.precision], sort_keys=True)
+    name = re.sub(r"[^\w-]+", "-", ImageDataset.open(probe.data).card.name)
+    return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _identity(probe: Probe) -> tuple[dict[str, Any], list[str]]:
+    """What decides the result: settings with the architecture spelt out, and fingerprints instead of folders."""
+    names = ("epochs", "images", "half", "batch", "lr", "momentum", "clip", "augment", "stop_at")
+    settings = {name: value for name, value in asdict(probe).items() if name in names}
+    data = ImageDataset.open(probe.data)
+    settings |= {"arch": asdict(_design(probe)), "weight_decay": decay_of(probe, data)}
+    tests = [] if probe.test is None else [ImageDataset.open(probe.test).fingerprint]
+    return settings, [data.fingerprint, *tests]
+
+
+def _design(probe: Probe) -> Architecture:
+    """The architecture at the data's input and classes and the probe's size, without what only retraining needs."""
+    card = ImageDataset.open(probe.data).card
+    here: dict[str, Any] = {"classes": card.classes, "shape": card.shape}
+    asked = {"channels": probe.channels, "cells": probe.cells, "auxiliary": False, "drop_path": 0.0}
+    found = spaces.architecture(probe.arch, **here)
+    return spaces.architecture(found, **here, **{key: value for key, value in asked.items() if key in found.space})
+
+
+def data_of(probe: Probe) -> ImageDataset:
+    """The images that the probe is trained on.
+
+    Raises:
+        DatasetError: the data set is missing, damaged, unlabelled, or has independent findings.
+        SettingsError: there are fewer images than asked for.
+    """
+    data = ImageDataset.open(probe.data)
+    if data.card.task != "single":
+        raise DatasetError(f"--data {data.card.name} has independent findings (task multi); accuracy needs one class")
+    if probe.images is not None and not 2 <= probe.images <= len(data):
+        raise SettingsError(f"--images {probe.images}: {data.card.name} has {len(data)}; give 2 to {len(data)}")
+    if probe.images is not None and probe.images < len(data):
+        data = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[: probe.images]))
+    data.rows([0])  # raises where nobody labelled the images
+    return data if probe.half is None else data.split(0.5)[probe.half]
+
+
+def decay_of(probe: Probe, data: ImageDataset) -> float:
+    """The weight decay: asked for, or after whether the labels say something about the images."""
+    if probe.weight_decay is not None:
+        return probe.weight_decay
+    return 0.0 if data.card.random_labels else REAL_DECAY
