@@ -375,6 +375,8 @@ def _borrowed(card: Card, folder: Path) -> dict[str, Any]:
     path, remedy = folder / str(source["path"]), "put it back or make this data set again"
     if not path.is_dir():
         raise DatasetError(f"{folder} takes its images from {path}, which is not there; {remedy}, with --store")
+    if path.resolve() == folder.resolve():
+        raise DatasetError(f"{folder} takes its images from itself; make this data set again")
     base = ImageDataset.open(path)
     if base.fingerprint != source["fingerprint"]:
         raise DatasetError(f"{folder} takes its images from {path}, which is another data set now; {remedy}")

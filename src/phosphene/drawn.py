@@ -71,8 +71,9 @@ def _fractal(card: Card, folder: Path) -> dict[str, Any]:
     categories = fractal.load(path)
     if digest(path) != source["categories"]:
         raise DatasetError(f"{path} is not the file of categories that this data set was made with; make it again")
-    looks: dict[str, Any] = {name: source[name] for name in ("points", "patch", "colour")}
-    looks |= {"seed": int(source["seed"]), "size": card.shape[1], "channels": card.shape[0]}
+    looks: dict[str, Any] = {name: bool(source[name]) for name in ("patch", "colour")}
+    looks |= {name: int(source[name]) for name in ("seed", "points")}
+    looks |= {"size": card.shape[1], "channels": card.shape[0]}
     images = Drawn(partial(fractal.draw, categories, **looks), card.count, card.shape, "uint8")
     if source["labels"] == "random":
         return {"images": images, "labels": random_labels(card)}

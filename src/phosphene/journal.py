@@ -172,8 +172,8 @@ def _finished(folder: Path, card: Card) -> bool:
     if not (folder / "card.json").exists() or any(folder.glob("journal-*.jsonl")):
         return False
     there = Card.load(folder)
-    same = ("name", "origin", "task", "shape", "classes", "count", "recipe", "label_view", "teacher", "mean", "std")
-    same = (*same, "random_labels", "source")
+    same = ["name", "origin", "task", "shape", "classes", "count", "recipe", "label_view", "teacher", "mean", "std"]
+    same += ["random_labels", "source"]
     one, two = (json.loads(each.dumps()) for each in (there, card))  # tuples and lists are the same there
     if any(one.get(key) != two.get(key) for key in same):
         what = f"{there.name!r}, {there.origin}, {there.count} images"

@@ -16,7 +16,7 @@ import numpy as np
 from ..card import Card
 from ..dataset import ImageDataset
 from ..drawn import CATEGORIES, digest
-from ..errors import SettingsError
+from ..errors import DatasetError, SettingsError
 from ..hardware import machine as decide_machine
 from ..journal import Writer
 from ..progress import Progress
@@ -105,8 +105,16 @@ def fractal(
     kinds = _fractal_classes(labels, categories, count, classes)
     _check_looks(size, channels, colour, points)
     looks = {"points": points or draw_fractals.points_of(size), "patch": patch, "colour": colour}
-    settings = {"categories": categories, "instances": instances, "images": count, "classes": kinds, "labels": labels}
-    settings |= {"size": size, "channels": channels, **looks, "filling": filling, "store": store}
+    settings: dict[str, Any] = {"categories": categories, "instances": instances, "images": count}
+    settings |= {
+        "classes": kinds,
+        "labels": labels,
+        "size": size,
+        "channels": channels,
+        **looks,
+        "filling": filling,
+        "store": store,
+    }
     run = _run("fractal", settings, [], out, seed, estimate)
     if run.finished is not None:
         return ImageDataset.open(run.path)
@@ -149,9 +157,9 @@ def random_labels(
     base = ImageDataset.open(data)
     _at_least(1, images=images)
     if not len(base):
-        raise SettingsError(f"{base.card.name} holds no images; name a data set that does")
+        raise DatasetError(f"{base.card.name} holds no images; name a data set that does")
     if base.folder is None and not store:
-        raise SettingsError(f"{base.card.name} is no folder that could be referred to; give --store, or save it first")
+        raise SettingsError(f"{base.card.name} is in memory or a view, so there is no folder to refer to; give --store")
     count = min(images, len(base))
     kinds = _classes("random-labels", count, classes)
     settings = {"images": count, "classes": kinds, "store": store}
@@ -256,10 +264,10 @@ def _run(kind: str, settings: dict[str, Any], inputs: list[str], out: Path | Non
 
 
 def _make(card: Card, run: Run, store: bool, data: ImageDataset | None = None) -> ImageDataset:
-    """Write the card, or with `store` every image; `data` is the data set where `card` does not describe it."""
+    """Write the card, or with `store` every image of `data`, by default what the card's source describes."""
     data = ImageDataset.computed(card, run.path) if data is None else data
     if store:
-        _store(dataclasses.replace(data.card, source=None, recipe=card.recipe, name=card.name), data, run)
+        _store(dataclasses.replace(card, statistics=data.card.statistics, source=None), data, run)
     elif run.machine.rank == 0 and not run.estimating:
         data.card.save(run.path)
     run.machine.barrier()
@@ -274,8 +282,8 @@ def _store(card: Card, data: ImageDataset, run: Run) -> None:
     chunks = here.share(-(-len(data) // size))
     writer = None
     if not run.estimating:
-        options = {"logits": False, "dtype": data.dtype, "rank": here.rank, "barrier": here.barrier}
-        writer = Writer.create(run.path, card, len(data), **options)
+        ranks: dict[str, Any] = {"rank": here.rank, "barrier": here.barrier}
+        writer = Writer.create(run.path, card, len(data), logits=False, dtype=data.dtype, **ranks)
     run.disk(len(data) * (bytes_each + 8))
     for step in run.steps(f"draw-{here.rank}", len(chunks), alone=True, keep=False):
         slots = range(chunks[step] * size, min((chunks[step] + 1) * size, len(data)))

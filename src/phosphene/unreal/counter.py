@@ -44,4 +44,5 @@ def mix(words: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser, a permutation of uint64: a bit that goes in flips any that comes out half the time."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+    mixed: np.ndarray = words ^ (words >> np.uint64(31))
+    return mixed
