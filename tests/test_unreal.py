@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -141,7 +142,8 @@ def test_another_process_reads_the_same_bytes(tmp_path, kind):
     data = MAKERS[kind](tmp_path / "d")
     code = (
         "import sys, numpy as np; from phosphene.dataset import ImageDataset; d = ImageDataset.open(sys.argv[1]);"
-        "at = np.arange(len(d))[::-7][:40]; sys.stdout.buffer.write(d.pixels(at).numpy().tobytes() + d.labels.tobytes())"
+        "at = np.arange(len(d))[::-7][:40];"
+        "sys.stdout.buffer.write(d.pixels(at).numpy().tobytes() + d.labels.tobytes())"
     )
     env = os.environ | {"PYTHONPATH": str(SRC)}
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "d")], capture_output=True, env=env, timeout=120)
@@ -428,6 +430,28 @@ def test_cards_from_before_keep_their_fingerprint(tmp_path):
     assert "source" not in text and "random_labels" not in text
     assert Card.load(tmp_path / "d").source is None and not Card.load(tmp_path / "d").random_labels
     assert data.card.dumps() == text
+
+
+# -- the page for users -----------------------------------------------------------------------------------------------
+
+PAGE = (SRC.parent / "docs" / "unreal.md").read_text()
+
+
+def test_the_commands_of_the_page_are_commands():
+    lines = [line.split()[1:] for line in PAGE.splitlines() if line.startswith("phosphene ")]
+    assert len(lines) == 5
+    for words in lines:
+        cli.command(" ".join(words[:2])).make_context(words[1], words[2:])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_python_of_the_page_runs(number, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[number]
+    env = os.environ | {"PYTHONPATH": str(SRC)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {0: "200 x 3x32x32, 100 classes", 1: "torch.Size([2, 1, 32, 32])"}[number] in done.stdout
+    assert ImageDataset.open(tmp_path / ("fractals", "stripes")[number]).card.random_labels
 
 
 if __name__ == "__main__":

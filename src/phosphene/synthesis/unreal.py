@@ -1,4 +1,4 @@
-"""`phosphene unreal …`: data sets without real images or without real labels (UnrealNAS section 3.2).
+"""`phosphene unreal …`: data sets without real images or without real labels (UnrealNAS section 3.3).
 
 Images are computed when they are read and labels with them, as functions of (seed, index); `--store` writes them out.
 """

@@ -1,6 +1,6 @@
 """Labels that say nothing about the image, those of fractals, and which images of a larger set are used.
 
-UnrealNAS section 3.2.
+UnrealNAS section 3.3.
 """
 
 from __future__ import annotations

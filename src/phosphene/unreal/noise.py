@@ -1,4 +1,4 @@
-"""Gaussian noise images that are never stored (UnrealNAS section 3.2, "RLRN")."""
+"""Gaussian noise images that are never stored (UnrealNAS section 3.3, "RLRN")."""
 
 from __future__ import annotations
 
