@@ -405,6 +405,8 @@ def changed(folder, **fields):
     ("kind", "harm", "says"),
     [
         ("noise", lambda d: changed(d, kind="dreams"), "of kind 'dreams'; this version knows noise, fractal, dataset"),
+        ("noise", lambda d: changed(d, kind=["noise"]), "this version knows noise"),
+        ("noise", lambda d: (d / "card.json").write_text('{"shape": [1, 2, 2], "source": "x"}'), "source 'x' is not a"),
         ("noise", lambda d: changed(d, seed="x"), "card.json is damaged .source"),
         ("noise", lambda d: changed(d, seed=None), "card.json is damaged .source"),
         ("fractal", lambda d: changed(d, points="many"), "card.json is damaged .source"),

@@ -55,6 +55,8 @@ class Card:
                     raise DatasetError(f"{key} has {len(given)} values for {self.shape[0]} channels; give one for each")
         if (self.mean is None) != (self.std is None):
             raise DatasetError("a card declares mean and std together, or neither")
+        if self.source is not None and not isinstance(self.source, dict):
+            raise DatasetError(f"source {self.source!r} is not a table of settings; make the data set again")
         if self.task not in ("single", "multi"):
             raise DatasetError(f"task {self.task!r} is neither 'single' nor 'multi'")
 

@@ -97,7 +97,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         damaged, of an unknown kind, or leans on a file or data set that is not there or was changed.
         """
         source = card.source or {}
-        kind, sources = source.get("kind"), {**SOURCES, "dataset": _borrowed}
+        kind, sources = str(source.get("kind")), {**SOURCES, "dataset": _borrowed}
         if kind not in sources:
             raise DatasetError(f"{folder} has a source of kind {kind!r}; this version knows {', '.join(sources)}")
         try:
