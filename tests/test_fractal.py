@@ -249,6 +249,10 @@ def test_a_thousand_instances_are_all_different_and_the_first_are_varied():
     assert set(found.patch[:1000].tolist()) == set(range(10))
     assert set(found.patch[1000:].tolist()) == set(range(10, 20))
     assert len(set(found.row[:20].tolist())) > 8 and len(set(found.patch[:20].tolist())) > 5
+    for start in (0, 1000):
+        half = set(combinations[start : start + 500])
+        assert len({(row, patch) for row, patch, _ in combinations[start : start + 250]}) == 250
+        assert not any((row, patch, flip ^ 2) in half for row, patch, flip in half)  # no left-right mirror images
     other = instances(np.full(2000, 4), number, seed=1)
     assert (other.row != found.row).mean() > 0.9
 

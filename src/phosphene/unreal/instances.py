@@ -17,9 +17,10 @@ for _row in range(1, 25):
 WEIGHTS.flags.writeable = False
 
 PATCHES, FLIPS = 10, 4
-ALL = len(WEIGHTS) * PATCHES * FLIPS
+SHAPES = len(WEIGHTS) * PATCHES
+ALL = SHAPES * FLIPS
 MASKS = 511  # 3x3 binary patches that are not empty
-ORDER, PATCH = 13, 14  # streams of random numbers
+ORDER, PATCH, FLIP = 13, 14, 17  # streams of random numbers
 
 
 class Instances(NamedTuple):
@@ -27,13 +28,14 @@ class Instances(NamedTuple):
 
     row: NDArray[np.int64]  # of WEIGHTS
     patch: NDArray[np.int64]  # the patch's number in the category: 0..9, 10..19 for the second 1,000 …
-    flip: NDArray[np.int64]  # 0 none, 1 upside down, 2 left to right, 3 both
+    flip: NDArray[np.int64]  # 0 none, 1 upside down, 2 left to right, 3 both: one bit each
 
 
 def instances(category: NDArray[np.int64], number: NDArray[np.int64], seed: int) -> Instances:
     """Instance `number` of `category`, both ``(n,)``: in an order of (seed, category) that varies everything at once.
 
-    Each full thousand has an order and ten patches of its own.
+    All pairs of weight row and patch come once, in a random flip, before any comes again: among a category's first 500
+    instances none is the left-right mirror image of another. Each full thousand has an order and ten patches of its own.
     """
     turn, place = np.divmod(number, ALL)
     triples = zip(category.tolist(), turn.tolist(), place.tolist(), strict=True)
@@ -50,7 +52,10 @@ def masks(category: NDArray[np.int64], patch: NDArray[np.int64], seed: int) -> N
 @cache
 def _order(seed: int, category: int, turn: int) -> NDArray[np.int64]:
     """A permutation of all instances; sorting hashes keeps it the same for every version of numpy."""
-    return np.argsort(key(seed, ORDER, category, turn, np.arange(ALL)), kind="stable")
+    shape = np.arange(SHAPES)
+    first = (key(seed, FLIP, category, turn, shape) % np.uint64(FLIPS)).astype(np.int64)
+    orders = [np.argsort(key(seed, ORDER, category, turn, p, shape), kind="stable") for p in range(FLIPS)]
+    return np.concatenate([FLIPS * order + (first[order] ^ p) for p, order in enumerate(orders)])
 
 
 @cache
