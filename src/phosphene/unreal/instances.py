@@ -35,7 +35,7 @@ def instances(category: NDArray[np.int64], number: NDArray[np.int64], seed: int)
     """Instance `number` of `category`, both ``(n,)``: in an order of (seed, category) that varies everything at once.
 
     All pairs of weight row and patch come once, in a random flip, before any comes again: among a category's first 500
-    instances none is the left-right mirror image of another. Each full thousand has an order and ten patches of its own.
+    instances none is the left-right mirror image of another. Each thousand has an order and ten patches of its own.
     """
     turn, place = np.divmod(number, ALL)
     triples = zip(category.tolist(), turn.tolist(), place.tolist(), strict=True)
