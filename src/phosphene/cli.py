@@ -38,6 +38,8 @@ COMMANDS = {
     "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
     "train": ("phosphene.train:train", "Train an architecture on a data set"),
     "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
+    "study classes": ("phosphene.studies.classes:classes", "What is found by the number of random classes"),
+    "study difficulty": ("phosphene.studies.difficulty:difficulty", "Epochs that a network needs to learn a data set"),
     "study collapse": ("phosphene.studies.collapse:collapse", "Skip connections by search epoch, on several data sets"),
     "report": ("phosphene.report:report", "One HTML page of any set of runs"),
     "run": ("phosphene.recipe:run", "Run a recipe: a published result, stage by stage"),
@@ -51,7 +53,7 @@ GROUPS = {
     "dataset": "Data sets of every origin",
     "search": "Architecture search",
     "arch": "Architectures",
-    "study": "What data sets do to training and to searches",
+    "study": "Studies: when a data set can be trusted to rank architectures",
 }
 
 

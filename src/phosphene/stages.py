@@ -49,6 +49,8 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "arch compare": "phosphene.comparison:compare",
     "train": "phosphene.train:train",
     "evaluate": "phosphene.evaluate:evaluate",
+    "study classes": "phosphene.studies.classes:classes",
+    "study difficulty": "phosphene.studies.difficulty:difficulty",
     "study collapse": "phosphene.studies.collapse:collapse",
     "report": "phosphene.report:report",
 }

@@ -20,31 +20,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..dataset import ImageDataset
-from ..errors import Estimate, RunError, SettingsError
+from ..errors import RunError, SettingsError
 from ..files import read_json
 from ..hardware import machine as decide_machine
-from ..parallel import side_by_side
+from ..parallel import Call, side_by_side
 from ..progress import say
 from ..run import Run
 from ..search import command
 from ..spaces.genotype import KINDS, Genotype, parse
-from ..spaces.operations import OPERATIONS
-from . import datasets
-from .figures import INK, PALE, colour, figure, write_table
+from . import datasets, needs
+from .collapse_figures import OPTIONS, SKIP, draw_operations, draw_skips
+from .figures import write_table
+from .needs import at_least_one
 
-OPTIONS = OPERATIONS[1:]  # what an edge of a genotype can be
-SKIP = OPTIONS.index("skip_connect")
 MANY = (4, 6)  # skips in the normal cell that are called many: half of its edges, and what Fig. 5 calls a collapse
-SHADES = {  # of the operations, by family as in the drawings of cells
-    "skip_connect": "#2e7d4f",
-    "max_pool_3x3": "#b4541a",
-    "avg_pool_3x3": "#d9a441",
-    "sep_conv_3x3": "#1f5fa8",
-    "sep_conv_5x5": "#6fa3d8",
-    "dil_conv_3x3": "#8a3ca0",
-    "dil_conv_5x5": "#c48fd3",
-}
-TITLES = {"normal": "normal cell", "reduce": "reduction cell"}
 
 Counts = NDArray[np.int64]
 """(epochs, 2 kinds of cell, 7 operations)"""
@@ -66,8 +55,9 @@ def collapse(
     algorithm: Annotated[Literal["darts", "sgas"], "how to search"] = "darts",
     epochs: Annotated[int, "epochs of each search, after its warm-up"] = 100,
     seeds: Annotated[int, "searches on each data set"] = 1,
-    images: Annotated[int | None, "images of each data set; default: as many as the smallest has"] = None,
-    batch: Annotated[int, "images of each half in a step"] = 64,
+    images: Annotated[int | None, "that train weights in each search; default: as many as every set can give"] = None,
+    warm_up: Annotated[int | None, "epochs before that train weights only; default: the search's own"] = None,
+    batch: Annotated[int, "images of each part in a step"] = 64,
     channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
     cells: Annotated[int, "supernet: cells"] = 8,
     nodes: Annotated[int, "nodes in a cell"] = 4,
@@ -82,7 +72,8 @@ def collapse(
     """Count skip connections, and every operation, in the current genotype by search epoch, for several data sets.
 
     Searches are run side by side, or with --runs read from folders of searches that are finished. The same command
-    again goes on where it was stopped. Of each data set the same number of images is used, so that steps are alike.
+    again goes on where it was stopped. Each search trains weights on the same number of images, so that steps are
+    alike; a set with real labels gives as many again to the architecture, as the searches do.
 
     Example:
         phosphene study collapse --data real --data noise --epochs 50 --seeds 3 --jobs 2 --out collapse
@@ -97,35 +88,38 @@ def collapse(
         raise SettingsError("give either --data, to search, or --runs, to read searches that are done")
     here = decide_machine(device, precision)
     if runs:
-        named = _named([Path(text.partition("=")[2] or text) for text in runs], [_label(text) for text in runs])
+        named = named_searches(runs)
         settings: dict[str, Any] = {"runs": [f"{name}-{number}" for name, number, _ in named]}
         inputs = [str(read_json(folder / "config.json")["identity"]) for _, _, folder in named]
         run = Run.open("study-collapse", settings, inputs, out, here, estimate=estimate)
-        calls = []
+        calls: list[Call] = []
     else:
-        asked = {"epochs": epochs, "batch": batch, "channels": channels, "cells": cells, "nodes": nodes}
+        at_least_one(epochs=epochs, seeds=seeds)
         sets = datasets.opened(data)
-        count = datasets.common_size(sets, images)
-        _at_least_one(epochs=epochs, seeds=seeds)
+        shares = {name: datasets.share(one) for name, one in sets.items()}
+        count = datasets.common_size(sets, images, shares)
+        asked = {"epochs": epochs, "warm_up": warm_up, "batch": batch, "channels": channels, "cells": cells}
+        asked |= {"nodes": nodes}
         settings = {"algorithm": algorithm, "seeds": seeds, "images": count, "data": list(sets), **asked}
-        inputs = [images.fingerprint for images in sets.values()]
+        inputs = [one.fingerprint for one in sets.values()]
         run = Run.open("study-collapse", settings, inputs, out, here, seed=seed, estimate=estimate)
-        asked |= {"device": device, "precision": precision}
         numbers = range(seed, seed + seeds)
         named = [(name, number, run.path / "searches" / f"{name}-{number}") for name in sets for number in numbers]
+        asked |= {"device": device, "precision": precision, "estimate": estimate}
         calls = [
-            (search, (algorithm, sets[name], count, seed, number, folder), {**asked, "estimate": estimate})
+            (search, (algorithm, sets[name], shares[name] * count, seed, number, folder), asked)
             for name, number, folder in named
         ]
-    if run.finished is not None:
-        say(f"{run.path} is finished")
-        return _told(run.finished, run.path)
     if estimate:
-        _estimate(calls, jobs)
-    side_by_side(calls, jobs=jobs, backend=backend, title="study collapse")
-    searches = [Search(name, number, history(folder)) for name, number, folder in named]
-    _write(searches, run.path)
-    return _told(run.finish({**settings, "collapse": summary(searches)}), run.path)
+        raise needs.estimate("study-collapse", [(call, 1) for call in calls], jobs)
+    if run.finished is None:
+        side_by_side(calls, jobs=jobs, backend=backend, title="study collapse")
+        searches = [Search(name, number, history(folder)) for name, number, folder in named]
+        _write(searches, run.path)
+        run.finish({**settings, "collapse": summary(searches)})
+    else:
+        say(f"{run.path} is finished")
+    return {**(run.finished or {}), "out": str(run.path)}
 
 
 def search(
@@ -184,12 +178,13 @@ def _warm_up(folder: Path) -> int:
     return int(moved.argmax()) - 1 if moved.any() else 0
 
 
-def _label(text: str) -> str:
-    return text.partition("=")[0] if "=" in text else ""
+def named_searches(texts: Sequence[str]) -> list[tuple[str, int, Path]]:
+    """(data set, seed, folder) of FOLDER or NAME=FOLDER; without a NAME the folder's, less what all of them share.
 
-
-def _named(folders: Sequence[Path], labels: Sequence[str]) -> list[tuple[str, int, Path]]:
-    """(data set, seed, folder) of searches; unlabelled ones are named by their folders, less what all share."""
+    Raises `RunError` for what is no run folder, and `SettingsError` where two are called alike.
+    """
+    folders = [Path(text.partition("=")[2] or text) for text in texts]
+    labels = [text.partition("=")[0] if "=" in text else "" for text in texts]
     for folder in folders:
         if not (folder / "config.json").exists():
             raise RunError(f"--runs {folder} is no run folder; name the folder of a search, as FOLDER or NAME=FOLDER")
@@ -266,89 +261,3 @@ def _write(searches: Sequence[Search], folder: Path) -> None:
     write_table(folder / "table.csv", ("data", "seed", "epoch", "kind", "operation", "count"), rows)
     draw_skips(grouped(searches), folder / "skips.png")
     draw_operations(grouped(searches), folder / "operations.png")
-
-
-def draw_skips(tables: dict[str, NDArray[np.int64]], path: Path) -> None:
-    """Fig. 5: skip connections by epoch, one line a data set, a band of one standard deviation over seeds."""
-    drawn, axes = figure(1, 2, (10, 4.2))
-    edges = int(next(iter(tables.values()))[0, 0, 0].sum())
-    for axis, title, most, kinds in zip(
-        axes[0], ("normal cell", "both cells"), (edges, 2 * edges), (1, 2), strict=True
-    ):
-        for number, (name, table) in enumerate(tables.items()):
-            skips = table[:, :, :kinds, SKIP].sum(2)
-            epochs, hair = np.arange(1, skips.shape[1] + 1), 0.012 * most * (number - (len(tables) - 1) / 2)
-            mean, band = skips.mean(0) + hair, skips.std(0, ddof=1) if len(skips) > 1 else 0 * skips[0]
-            axis.plot(epochs, mean, color=colour(number), linewidth=1.8, label=f"{name} ({len(skips)})")
-            axis.fill_between(epochs, mean - band, mean + band, color=colour(number), alpha=0.15, linewidth=0)
-        chance = kinds * edges / len(OPTIONS)
-        axis.axhline(chance, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        last = max(table.shape[1] for table in tables.values())
-        axis.text(last, chance, "random cells", fontsize=8, color=PALE, ha="right", va="bottom")
-        _epochs(axis, last, most // 4)
-        axis.set_ylim(-0.03 * most, most)
-        axis.set_title(f"skip connections, {title} ({most} edges)", fontsize=11, color=INK, loc="left")
-    several = any(len(table) > 1 for table in tables.values())
-    note = "mean and one standard deviation over searches, their number in brackets; " if several else ""
-    legend = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 10, "title_fontsize": 8}
-    lines = axes[0, 0].get_legend_handles_labels()
-    drawn.legend(*lines, **legend, title=f"{note}lines are set apart by a hair")
-    drawn.savefig(path, dpi=120)
-
-
-def draw_operations(tables: dict[str, NDArray[np.int64]], path: Path) -> None:
-    """All operations of the genotype by epoch, stacked: a row for each data set, a column for each kind of cell."""
-    drawn, axes = figure(len(tables), 2, (10, 1.2 + 2.1 * len(tables)), sharex=True, sharey=True)
-    order = list(SHADES)
-    for row, (name, table) in zip(axes, tables.items(), strict=True):
-        epochs = np.arange(1, table.shape[1] + 1)
-        for k, (axis, kind) in enumerate(zip(row, KINDS, strict=True)):
-            mean = [table[:, :, k, OPTIONS.index(option)].mean(0) for option in order]
-            axis.stackplot(epochs, mean, colors=[SHADES[option] for option in order], linewidth=0)
-            axis.set_title(f"{name}, {TITLES[kind]}", fontsize=10, color=INK, loc="left")
-            axis.set_ylim(0, table[0, 0, k].sum())
-    for axis in axes[-1]:
-        _epochs(axis, max(table.shape[1] for table in tables.values()), 2)
-    for axis in axes[:, 0]:
-        axis.set_ylabel("edges", fontsize=9, color=INK)
-    from matplotlib.patches import Patch
-
-    patches = [Patch(color=SHADES[option], label=option.replace("_", " ")) for option in order]
-    drawn.legend(handles=patches, loc="outside upper center", ncols=7, frameon=False, fontsize=8.5)
-    drawn.savefig(path, dpi=120)
-
-
-def _epochs(axis: Any, last: int, ticks: int) -> None:
-    """Whole epochs below, whole edges at the side, a tick at every so many."""
-    from matplotlib.ticker import MaxNLocator, MultipleLocator
-
-    axis.set_xlim(1, max(2, last))
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axis.yaxis.set_major_locator(MultipleLocator(max(1, ticks)))
-    axis.set_xlabel("search epoch", fontsize=9, color=INK)
-
-
-# -- small things ----------------------------------------------------------------------------------------------------
-
-
-def _at_least_one(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise SettingsError(f"--{name} {value} is less than 1")
-
-
-def _estimate(calls: list[Any], jobs: int) -> None:
-    """What one search needs, times all of them; raises `Estimate`."""
-    if not calls:
-        raise Estimate({"stage": "study-collapse", "minutes": 0.0, "disk_mib": 0.0, "phases": {}})
-    function, args, kwargs = calls[0]
-    try:
-        function(*args, **kwargs)
-    except Estimate as one:
-        rounds = -(-len(calls) // jobs)
-        needs = {**one.needs, "minutes": round(one.needs["minutes"] * rounds, 2), "searches": len(calls)}
-        raise Estimate({**needs, "stage": "study-collapse", "disk_mib": one.needs["disk_mib"] * len(calls)}) from None
-
-
-def _told(result: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return {**result, "out": str(folder)}

@@ -27,16 +27,22 @@ def apart(names: Sequence[str]) -> list[str]:
     return [n if n not in names[:k] else f"{n}-{names[:k].count(n) + 1}" for k, n in enumerate(names)]
 
 
-def common_size(sets: dict[str, ImageDataset], images: int | None) -> int:
-    """How many images of each are used: `images`, or as many as the smallest set has.
+def share(data: ImageDataset) -> int:
+    """Images a search needs for each that trains weights: with real labels as many again train the architecture."""
+    return 1 if data.card.random_labels else 2
+
+
+def common_size(sets: dict[str, ImageDataset], images: int | None, shares: dict[str, int] | None = None) -> int:
+    """How many images of each set are used, times its share: `images`, or as many as every set can give.
 
     Raises `SettingsError` where one has fewer than asked for.
     """
-    smallest = min(sets, key=lambda name: len(sets[name]))
+    room = {name: len(data) // (shares or {}).get(name, 1) for name, data in sets.items()}
+    least = min(room, key=lambda name: room[name])
     if images is None:
-        return len(sets[smallest])
-    if not 1 <= images <= len(sets[smallest]):
-        raise SettingsError(f"--images {images} cannot be had: {smallest} has {len(sets[smallest])}")
+        return room[least]
+    if not 1 <= images <= room[least]:
+        raise SettingsError(f"--images {images} cannot be had: {least} has {room[least]}")
     return images
 
 
