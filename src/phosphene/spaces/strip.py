@@ -51,7 +51,8 @@ def draw_strip(layers: Sequence[Place], options: Sequence[str], path: Path, titl
     from matplotlib.figure import Figure
 
     looks = [look(option) for option in options]
-    stages = [list(stage) for _, stage in groupby(zip(layers, looks, strict=True), lambda pair: pair[0].name[:7])]
+    pairs = zip(layers, looks, strict=True)
+    stages = [list(stage) for _, stage in groupby(pairs, lambda pair: pair[0].name.split("/")[0])]
     width = len(layers) * WIDE + len(stages) * GAP + 0.3
     figure = Figure((max(width, 5), 3.3), facecolor="white")
     FigureCanvasAgg(figure)
@@ -104,4 +105,5 @@ def _legend(figure: Any, kinds: Sequence[str]) -> None:
 
     marks: list[Any] = [Patch(color=COLOURS[kind], label=kind) for kind in kinds if kind in COLOURS]
     marks += [Line2D([], [], color=PALE, linewidth=3, label="identity")] if "identity" in kinds else []
-    figure.legend(handles=marks, loc="lower left", bbox_to_anchor=(0.01, 0), ncols=len(marks), frameon=False, fontsize=10)
+    style: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0.01, 0), "frameon": False, "fontsize": 10}
+    figure.legend(handles=marks, ncols=len(marks), **style)
