@@ -32,6 +32,7 @@ from . import datasets, needs
 from .classes_figures import Line, draw
 from .figures import write_table
 from .needs import at_least_one
+from .probing import keys
 from .ranks import interval, spearman
 
 CLASSES = (2, 50, 100, 200, 1000, 2000, 5000, 10_000)  # of Fig. 6; for noise the paper has 10, 100, 1000, 5000 …
@@ -64,6 +65,7 @@ def classes(
     search_batch: Annotated[int, "images of each part in a step"] = 64,
     search_channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
     search_cells: Annotated[int, "supernet: cells"] = 8,
+    search_alpha_lr: Annotated[float | None, "learning rate of α; default: the search's own"] = None,
     train_recipe: Annotated[
         Literal["short", "darts-cifar", "unrealnas-cifar"], "where unset settings of the training come from"
     ] = "short",
@@ -82,8 +84,9 @@ def classes(
 ) -> dict[str, Any]:
     """Search with more and fewer random classes, and train what is found on real data: does their number matter?
 
-    Networks are made side by side; what is finished is never made again, and the same command goes on. With more
-    classes than images most classes have no image; that is allowed, as in the paper, and said.
+    Networks are made side by side; what is finished is never made again, and the same command goes on. Data sets,
+    numbers of classes and seeds may be added later, with the same --out. With more classes than images most classes
+    have no image; that is allowed, and said.
 
     Example:
         phosphene study classes --data noise --data fractal --classes 10 --classes 1000 --train real --test test
@@ -98,18 +101,18 @@ def classes(
     numbers = sorted(set(classes or CLASSES))
     if numbers[0] < 2:
         raise SettingsError(f"--classes {numbers[0]} is less than 2")
-    sets = datasets.opened(data)
+    sets = keys(datasets.opened(data))
     count = datasets.common_size(sets, images)
-    search = {"epochs": search_epochs, "warm_up": search_warm_up, "batch": search_batch, "channels": search_channels}
-    search |= {"cells": search_cells}
+    search: dict[str, Any] = {"epochs": search_epochs, "warm_up": search_warm_up, "batch": search_batch}
+    search |= {"channels": search_channels, "cells": search_cells}
+    search |= {} if search_alpha_lr is None else {"alpha_lr": search_alpha_lr}
     training = {"recipe": train_recipe, "epochs": train_epochs, "steps": train_steps, "batch": train_batch}
     training |= {"channels": train_channels, "cells": train_cells}
     where = {"device": device, "precision": precision, "estimate": estimate}
     real, tested = ImageDataset.open(train), ImageDataset.open(test)
     chain = Chain(algorithm, real, tested, {**search, **where}, {**training, **where})
-    settings = {"data": list(sets), "classes": numbers, "seeds": seeds, "baselines": baselines, "images": count}
-    settings |= {"algorithm": algorithm, "search": search, "train": training}
-    inputs = [one.fingerprint for one in (*sets.values(), real, tested)]
+    settings = {"images": count, "algorithm": algorithm, "search": search, "train": training}
+    inputs = [real.fingerprint, tested.fingerprint]
     here = decide_machine(device, precision)
     run = Run.open("study-classes", settings, inputs, out, here, seed=seed, estimate=estimate)
     calls: list[Call] = [
@@ -121,15 +124,12 @@ def classes(
     if estimate:
         trainings: tuple[Call, int] = ((chain.taught, ("darts-v1", seed, run.path), {}), len(calls) + baselines)
         raise needs.estimate("study-classes", [(calls[-1], len(calls)), trainings], jobs)
-    if run.finished is None:
-        calls += [(chain.drawn, (s, run.path / "random" / str(s)), {}) for s in range(seed, seed + baselines)]
-        note = _crowded(numbers, count)
-        pieces = side_by_side(calls, jobs=jobs, backend=backend, title="study classes")
-        _write(pieces, chain.score, run.path)
-        run.finish({**settings, "score": chain.score, "note": note, **summary(pieces)})
-    else:
-        say(f"{run.path} is finished")
-    return {**(run.finished or {}), "out": str(run.path)}
+    calls += [(chain.drawn, (s, run.path / "random" / str(s)), {}) for s in range(seed, seed + baselines)]
+    note = _crowded(numbers, count)
+    pieces = side_by_side(calls, jobs=jobs, backend=backend, title="study classes")
+    _write(pieces, chain.score, run.path)
+    result = run.finish({"images": count, "measure": chain.score, "note": note, **summary(pieces)})
+    return {**result, "out": str(run.path)}
 
 
 @dataclass(frozen=True)

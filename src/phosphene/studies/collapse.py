@@ -23,8 +23,7 @@ from ..dataset import ImageDataset
 from ..errors import RunError, SettingsError
 from ..files import read_json
 from ..hardware import machine as decide_machine
-from ..parallel import Call, side_by_side
-from ..progress import say
+from ..parallel import side_by_side
 from ..run import Run
 from ..search import command
 from ..spaces.genotype import KINDS, Genotype, parse
@@ -32,6 +31,7 @@ from . import datasets, needs
 from .collapse_figures import OPTIONS, SKIP, draw_operations, draw_skips
 from .figures import write_table
 from .needs import at_least_one
+from .probing import keys
 
 MANY = (4, 6)  # skips in the normal cell that are called many: half of its edges, and what Fig. 5 calls a collapse
 
@@ -61,6 +61,7 @@ def collapse(
     channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
     cells: Annotated[int, "supernet: cells"] = 8,
     nodes: Annotated[int, "nodes in a cell"] = 4,
+    alpha_lr: Annotated[float | None, "learning rate of the architecture parameters; default: the search's own"] = None,
     jobs: Annotated[int, "searches at a time"] = 1,
     backend: Annotated[Literal["joblib", "ray"], "where the jobs run: this machine or a Ray cluster"] = "joblib",
     out: Annotated[Path | None, "the run's folder; default: runs/study-collapse-HASH"] = None,
@@ -72,8 +73,9 @@ def collapse(
     """Count skip connections, and every operation, in the current genotype by search epoch, for several data sets.
 
     Searches are run side by side, or with --runs read from folders of searches that are finished. The same command
-    again goes on where it was stopped. Each search trains weights on the same number of images, so that steps are
-    alike; a set with real labels gives as many again to the architecture, as the searches do.
+    again goes on where it was stopped; data sets and seeds may be added later, with the same --out. Each search trains
+    weights on the same number of images, so that steps are alike; a set with real labels gives as many again to the
+    architecture, as the searches do.
 
     Example:
         phosphene study collapse --data real --data noise --epochs 50 --seeds 3 --jobs 2 --out collapse
@@ -88,21 +90,24 @@ def collapse(
         raise SettingsError("give either --data, to search, or --runs, to read searches that are done")
     here = decide_machine(device, precision)
     if runs:
-        named = named_searches(runs)
-        settings: dict[str, Any] = {"runs": [f"{name}-{number}" for name, number, _ in named]}
-        inputs = [str(read_json(folder / "config.json")["identity"]) for _, _, folder in named]
-        run = Run.open("study-collapse", settings, inputs, out, here, estimate=estimate)
-        calls: list[Call] = []
+        named, calls = named_searches(runs), []
+        run = Run.open("study-collapse", {"of": "searches that are done"}, [], out, here, estimate=estimate)
+        settings: dict[str, Any] = {}
     else:
-        at_least_one(epochs=epochs, seeds=seeds)
-        sets = datasets.opened(data)
+        at_least_one(epochs=epochs, seeds=seeds, jobs=jobs)
+        sets = keys(datasets.opened(data))
         shares = {name: datasets.share(one) for name, one in sets.items()}
         count = datasets.common_size(sets, images, shares)
-        asked = {"epochs": epochs, "warm_up": warm_up, "batch": batch, "channels": channels, "cells": cells}
-        asked |= {"nodes": nodes}
-        settings = {"algorithm": algorithm, "seeds": seeds, "images": count, "data": list(sets), **asked}
-        inputs = [one.fingerprint for one in sets.values()]
-        run = Run.open("study-collapse", settings, inputs, out, here, seed=seed, estimate=estimate)
+        asked: dict[str, Any] = {
+            "epochs": epochs,
+            "warm_up": warm_up,
+            "batch": batch,
+            "channels": channels,
+            "cells": cells,
+        }
+        asked |= {"nodes": nodes} | ({} if alpha_lr is None else {"alpha_lr": alpha_lr})
+        settings = {"algorithm": algorithm, "images": count, **asked}
+        run = Run.open("study-collapse", settings, [], out, here, seed=seed, estimate=estimate)
         numbers = range(seed, seed + seeds)
         named = [(name, number, run.path / "searches" / f"{name}-{number}") for name in sets for number in numbers]
         asked |= {"device": device, "precision": precision, "estimate": estimate}
@@ -112,14 +117,10 @@ def collapse(
         ]
     if estimate:
         raise needs.estimate("study-collapse", [(call, 1) for call in calls], jobs)
-    if run.finished is None:
-        side_by_side(calls, jobs=jobs, backend=backend, title="study collapse")
-        searches = [Search(name, number, history(folder)) for name, number, folder in named]
-        _write(searches, run.path)
-        run.finish({**settings, "collapse": summary(searches)})
-    else:
-        say(f"{run.path} is finished")
-    return {**(run.finished or {}), "out": str(run.path)}
+    side_by_side(calls, jobs=jobs, backend=backend, title="study collapse")
+    searches = [Search(name, number, history(folder)) for name, number, folder in named]
+    _write(searches, run.path)
+    return {**run.finish({**settings, "collapse": summary(searches)}), "out": str(run.path)}
 
 
 def search(
