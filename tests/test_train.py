@@ -227,6 +227,144 @@ def test_a_cell_network_learns_findings_and_is_evaluated(tmp_path):
     assert result["fingerprint"] == found.result["fingerprint"]
 
 
+# -- starting from weights -------------------------------------------------------------------------------------------
+
+
+def earlier(folder: Path, arch: str = "cifar-resnet8", **more) -> Path:
+    """A finished run on another task: six classes."""
+    six = ImageDataset.from_arrays(digits().pixels(range(40)), labels=np.arange(40) % 6, name="six")
+    train(arch, data=six, out=folder, **{"steps": 3, "batch": 8, **CPU, **more})
+    return folder
+
+
+def begun(init: Path | str | None, out: Path, arch: str = "cifar-resnet8", **more):
+    """One step at a rate that changes no weight visibly."""
+    still = {"lr": 1e-12, "weight_decay": 0.0, "steps": 1, "batch": 8}
+    return train(
+        arch, **{"data": digits(), "init": None if init is None else str(init), "out": out, **still, **CPU, **more}
+    )
+
+
+def test_begins_from_an_earlier_run_but_for_the_head(tmp_path, capfd):
+    before = load_file(earlier(tmp_path / "a") / "weights.safetensors")
+    found = begun(tmp_path / "a", tmp_path / "b")
+    plain = begun(None, tmp_path / "c")
+    for name, value in found.net.named_parameters():
+        if name.startswith("linear"):
+            assert torch.allclose(value, plain.net.state_dict()[name], atol=1e-6), name  # as drawn without --init
+        else:
+            assert torch.allclose(value, before[name], atol=1e-6), name
+    said = found.result["init"]
+    assert (said["from"], said["fresh"], said["unused"]) == (
+        "a",
+        ["linear.bias", "linear.weight"],
+        ["linear.bias", "linear.weight"],
+    )
+    assert said["of"] - said["loaded"] == 2 and 90 < said["share"] < 100
+    assert "left fresh: linear.bias, linear.weight" in capfd.readouterr().err
+    assert json.loads((tmp_path / "b" / "result.json").read_text())["init"] == said
+    assert "init" not in plain.result
+
+
+def test_the_weights_are_part_of_the_runs_identity(tmp_path):
+    earlier(tmp_path / "a")
+    earlier(tmp_path / "other", seed=1)
+    first = begun(tmp_path / "a", tmp_path / "b")
+    file = begun(tmp_path / "a" / "weights.safetensors", tmp_path / "b")  # the same weights, the same run
+    assert file.result == first.result
+    for init in (tmp_path / "other", None):
+        with pytest.raises(RunError, match="init"):
+            begun(init, tmp_path / "b")
+
+
+def test_another_number_of_channels_leaves_the_stem_fresh(tmp_path):
+    earlier(tmp_path / "a")
+    colour = ImageDataset.from_arrays(np.zeros((8, 3, 8, 8), np.uint8), labels=np.arange(8) % 6, classes=6)
+    found = begun(tmp_path / "a", tmp_path / "b", data=colour)
+    assert found.result["init"]["fresh"] == ["conv1.weight"]  # the head has as many classes, so it is loaded too
+
+
+def test_a_found_cell_goes_on_with_its_weights(tmp_path):
+    """A cell network, its auxiliary head left behind, at another input and other classes."""
+    earlier(tmp_path / "a", "darts-v2", **{key: CELLS[key] for key in ("recipe", "channels", "cells", "cutout", "pad")})
+    found = begun(tmp_path / "a", tmp_path / "b", str(tmp_path / "a"), data=digits(side=12), recipe="darts-cifar",
+                  channels=4, cells=4, cutout=2, pad=1, auxiliary=0.4)  # fmt: skip
+    fresh = found.result["init"]["fresh"]
+    assert fresh and all("auxiliary" in name or name.startswith("classifier") for name in fresh), fresh
+
+
+def test_weights_of_something_else_are_refused(tmp_path):
+    torch.save({"encoder.weight": torch.zeros(3, 3), "conv1.weight": torch.zeros(16, 1, 3, 3)}, tmp_path / "w.pth")
+    with pytest.raises(SettingsError, match=r"w\.pth fits only 0 % .* has encoder\.weight, the network wants"):
+        begun(tmp_path / "w.pth", tmp_path / "b")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match=r"empty has no weights\.safetensors"):
+        begun(tmp_path / "empty", tmp_path / "b")
+    with pytest.raises(TeacherError, match=r"--init .*nowhere\.pth: there is no such file"):
+        begun(tmp_path / "nowhere.pth", tmp_path / "b")
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(TeacherError, match=r"--init .*Python objects"):
+        begun(tmp_path / "module.pth", tmp_path / "b")
+    with pytest.raises(TeacherError, match="cifar-resnet8 comes without weights"):
+        begun("pretrained", tmp_path / "b")
+
+
+def test_pretrained_weights_of_a_zoo(tmp_path, monkeypatch):
+    zoo = pytest.importorskip("torchvision.models")
+    original = zoo.get_model
+    asked = []
+
+    def fetched(name, weights=None, **options):
+        """Stands for the hub: weights that a seed makes."""
+        asked.append(weights)
+        if weights is None:
+            return original(name, weights=None, **options)
+        torch.manual_seed(5)
+        return original(name, weights=None)
+
+    monkeypatch.setattr(zoo, "get_model", fetched)
+    rays = findings(class_names=["a", "b", "c", "d"])
+    arch = "torchvision:squeezenet1_1"
+    found = begun("pretrained@IMAGENET1K_V1", tmp_path / "b", arch, data=bigger(rays), recipe="chexpert", steps=1)
+    assert [str(one) for one in asked if one is not None] == ["SqueezeNet1_1_Weights.IMAGENET1K_V1"]
+    torch.manual_seed(5)
+    published = original("squeezenet1_1", weights=None).state_dict()
+    fresh = found.result["init"]["fresh"]
+    assert fresh == ["classifier.1.bias", "classifier.1.weight", "features.0.weight"]  # grey, and four findings
+    for name, value in found.net.named_parameters():
+        assert name in fresh or torch.allclose(value, published[name], atol=1e-6), name
+
+    def unreachable(name, weights=None, **options):
+        if weights is not None:
+            raise OSError("no route to host")
+        return original(name, weights=None, **options)
+
+    monkeypatch.setattr(zoo, "get_model", unreachable)
+    with pytest.raises(TeacherError, match=r"no route to host.*--init FILE"):
+        begun("pretrained", tmp_path / "c", arch, data=bigger(rays))
+
+
+def bigger(data: ImageDataset) -> ImageDataset:
+    """The first eight images at 48 pixels."""
+    pixels = F.interpolate(data.pixels(range(8)).float(), size=48).byte()
+    return ImageDataset.from_arrays(
+        pixels, labels=data.rows(range(8)).numpy(), task="multi", class_names=data.card.class_names
+    )
+
+
+def test_a_zoos_design_is_trained_read_back_and_evaluated(tmp_path):
+    pytest.importorskip("torchvision")
+    rays = bigger(findings())
+    found = train("torchvision:resnet18", data=rays, recipe="chexpert", batch=4, epochs=1, out=tmp_path / "a", **CPU)
+    spec = json.loads((tmp_path / "a" / "arch.json").read_text())["space"]
+    assert spec == {"name": "fixed", "model": "torchvision:resnet18", "classes": 4, "shape": [1, 48, 48]}
+    assert found.result["params"] == 11_172_292  # of which 4 x 513 are the head, and 64 x 49 the grey stem
+    asked = teachers.load(str(tmp_path / "a"))
+    assert torch.allclose(asked.logits(rays.pixels(range(8))), teachers.load(
+        found.net, mean=asked.mean, std=asked.std, size=48).logits(rays.pixels(range(8))), atol=1e-5)  # fmt: skip
+    assert evaluate(tmp_path / "a", data=rays, out=tmp_path / "e", **CPU)["images"] == 8
+
+
 # -- recipes ---------------------------------------------------------------------------------------------------------
 
 

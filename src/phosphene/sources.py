@@ -162,7 +162,8 @@ def _fetch(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     except Exception as error:  # hubs raise a dozen unrelated types
         first = (str(error).splitlines() or [""])[0]
         cause = f"{type(error).__name__}: {first}"
-        raise TeacherError(f"{name}: no weights could be fetched ({cause}); give --checkpoint FILE") from error
+        remedy = "give --checkpoint FILE, or to train --init FILE"
+        raise TeacherError(f"{name}: no weights could be fetched ({cause}); {remedy}") from error
 
 
 def _python(text: str) -> Source:

@@ -65,17 +65,17 @@ def load(net: nn.Module, start: Start) -> dict[str, Any]:
     weights, since their shapes differ; a head with as many outputs is loaded like the rest.
 
     Returns:
-        JSON: `from`, `digest`, `loaded` and `of` (tensors), `share` (percent of the parameters), `fresh` and `unused`
-        (names).
+        JSON: `from`, `digest`, `loaded` and `of` (tensors), `share` (percent of the parameters, but for those of an
+        auxiliary head, which saved networks never have), `fresh` and `unused` (names).
 
     Raises:
         SettingsError: less than a tenth of the parameters is there.
     """
     own = net.state_dict()
     fits = {key for key, value in own.items() if key in start.tensors and start.tensors[key].shape == value.shape}
-    sizes = {key: parameter.numel() for key, parameter in net.named_parameters()}
+    sizes = {key: value.numel() for key, value in net.named_parameters() if not key.startswith("auxiliary.")}
     share = sum(size for key, size in sizes.items() if key in fits) / max(1, sum(sizes.values()))
-    fresh, unused = ([key for key in keys if key not in fits and _counts(key)] for keys in (own, start.tensors))
+    fresh, unused = ([key for key in sorted(keys) if key not in fits and _counts(key)] for keys in (own, start.tensors))
     if share < LEAST:
         raise SettingsError(
             f"--init {start.name} fits only {100 * share:.0f} % of the network's parameters; it has {_few(unused)}, "
