@@ -39,7 +39,7 @@ SHARED = {  # files which the others of their package may import; beside them a 
     | {"blocks", "chain", "inputs", "strip"},
     "models": {"cifar_resnet"},
     "search": {"evolution", "found", "halves", "robust", "schedule", "setups", "supernet"},
-    "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates"},
+    "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "truth"},
     "unreal": {"counter", "orbit", "orbit_numba", "render", "category", "instances"},
 }
 ONE_THING = {"synthesis"}  # one algorithm in several files: any direction, but no cycle

@@ -51,6 +51,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "evaluate": "phosphene.evaluate:evaluate",
     "study classes": "phosphene.studies.classes:classes",
     "study difficulty": "phosphene.studies.difficulty:difficulty",
+    "study distinguish": "phosphene.studies.distinguish:distinguish",
     "study collapse": "phosphene.studies.collapse:collapse",
     "report": "phosphene.report:report",
 }

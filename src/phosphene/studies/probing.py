@@ -34,6 +34,8 @@ from ..hardware import Machine
 from ..hardware import machine as decide_machine
 from ..parallel import Backend, side_by_side
 from ..run import Run
+from .candidates import design
+from .datasets import cut
 
 HELD = 1 << 28  # bytes of images that a network keeps in memory; of more, each batch is read anew
 REAL_DECAY = 3e-4  # weight decay on data whose labels mean something, 0 on others (UnrealNAS, appendix)
@@ -49,7 +51,7 @@ class Probe:
         data: folder of the data set to train on.
         test: folder of the data set to test on at the end.
         channels, cells: size of a cell architecture; None = as the architecture says.
-        images: how many images to train on, drawn once for all networks; None = all.
+        images: how many images to train on, the same ones for all networks; None = all.
         half: 0 or 1: only this half of those images, every class split evenly.
         weight_decay: None = 0 where the labels are random, else 3e-4.
         augment: random shifts by an eighth of the side, and mirroring of colour images.
@@ -120,15 +122,15 @@ def measure(probe: Probe) -> dict[str, Any]:
 def train(probe: Probe, folder: Path | None) -> dict[str, Any]:
     """Train one network, or read its result; with no folder only measure a few steps (raises `Estimate`)."""
     machine = decide_machine(probe.device, probe.precision)
-    data, design = data_of(probe), _design(probe)
+    data, made = data_of(probe), _design(probe)
     path = None if folder is None else path_of(probe, folder)
     settings, inputs = _identity(probe)
     run = Run.open("probe", settings, inputs, path, machine, seed=probe.seed, estimate=path is None)
     if run.finished is not None:
         return run.finished
     with run.seeded("weights"):
-        net = spaces.space(design.space).build(design.choices)
-    size = {"params": costs.params(net), "macs": costs.macs(net, design.space["shape"])}
+        net = spaces.space(made.space).build(made.choices)
+    size = {"params": costs.params(net), "macs": costs.macs(net, made.space["shape"])}
     curve = _fit(run, machine.place(net).train(), Images(data, probe, machine), probe)
     test = None if probe.test is None else accuracy(net, ImageDataset.open(probe.test), data, machine)
     return run.finish({**curve, "test": test, **size, "images": len(data)})
@@ -234,12 +236,9 @@ def _identity(probe: Probe) -> tuple[dict[str, Any], list[str]]:
 
 
 def _design(probe: Probe) -> Architecture:
-    """The architecture at the data's input and classes and the probe's size, without what only retraining needs."""
+    """The architecture at the data's input and classes and the probe's size."""
     card = ImageDataset.open(probe.data).card
-    here: dict[str, Any] = {"classes": card.classes, "shape": card.shape}
-    asked = {"channels": probe.channels, "cells": probe.cells, "auxiliary": False, "drop_path": 0.0}
-    found = spaces.architecture(probe.arch, **here)
-    return spaces.architecture(found, **here, **{key: value for key, value in asked.items() if key in found.space})
+    return design(probe.arch, classes=card.classes, shape=card.shape, channels=probe.channels, cells=probe.cells)
 
 
 def data_of(probe: Probe) -> ImageDataset:
@@ -254,9 +253,8 @@ def data_of(probe: Probe) -> ImageDataset:
         raise DatasetError(f"--data {data.card.name} has independent findings (task multi); accuracy needs one class")
     if probe.images is not None and not 2 <= probe.images <= len(data):
         raise SettingsError(f"--images {probe.images}: {data.card.name} has {len(data)}; give 2 to {len(data)}")
-    if probe.images is not None and probe.images < len(data):
-        data = data.subset(np.sort(np.random.default_rng(0).permutation(len(data))[: probe.images]))
     data.rows([0])  # raises where nobody labelled the images
+    data = data if probe.images is None else cut(data, probe.images)
     return data if probe.half is None else data.split(0.5)[probe.half]
 
 
@@ -265,3 +263,14 @@ def decay_of(probe: Probe, data: ImageDataset) -> float:
     if probe.weight_decay is not None:
         return probe.weight_decay
     return 0.0 if data.card.random_labels else REAL_DECAY
+
+
+def keys(sets: dict[str, ImageDataset]) -> dict[str, ImageDataset]:
+    """Data sets by names that can stand in a recipe's ``@stage:study.NAME.figure``.
+
+    Raises `SettingsError` for a set that is in no folder: networks are trained in other processes, which open it.
+    """
+    for name, data in sets.items():
+        if data.folder is None:
+            raise SettingsError(f"--data {name} is in memory; save it into a folder first")
+    return {re.sub(r"[^\w-]+", "-", name): data for name, data in sets.items()}
