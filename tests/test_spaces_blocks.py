@@ -356,7 +356,8 @@ def test_specs_are_json_and_follow_the_shape(kind):
         ("shufflenet", {"widths": [64, 161, 320, 640]}, "even"),
         ("shufflenet", {"dropout": 1.0}, "--dropout"),
         ("mbconv", {"depths": [4]}, "six depths"),
-        ("mbconv", {"cells": 3}, "cannot be made"),
+        ("mbconv", {"cells": 3}, "no setting 'cells'; it has: shape"),
+        ("mbconv", {"widths": 3}, "cannot be made"),
     ],
 )
 def test_settings_that_cannot_be(kind, setting, says):
@@ -486,3 +487,14 @@ def test_drawings(kind, tmp_path):
         space.draw(drawn(space), tmp_path / "nowhere" / "a.png")
     with pytest.raises(ArchitectureError):
         space.draw({}, tmp_path / "a.png")
+
+
+def test_the_page_about_spaces(tmp_path, capsys):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "spaces.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert (tmp_path / "proxyless-gpu.png").exists()
+    blocks, counted = capsys.readouterr().out.splitlines()
+    assert blocks.startswith("k3e1c24s1 k5e3c32s2 id id id k7e3c56s2") and counted == "(7119848, 465260160)"
+    for name in spaces.NAMED:
+        ours = spaces.architecture(name).space["name"] != "darts"
+        assert not ours or f"`{name}`" in page or f"`-{name.rsplit('-', 1)[-1]}`" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,9 @@ def space(spec: dict[str, Any]) -> SearchSpace:
     name = settings.pop("name", None)
     if name not in SPACES:
         raise ArchitectureError(f"no space is called {name!r}; there are: {', '.join(SPACES)}")
+    takes = inspect.signature(SPACES[name]).parameters
+    if extra := sorted(settings.keys() - takes):
+        raise ArchitectureError(f"a {name} space has no setting {extra[0]!r}; it has: {', '.join(takes)}")
     try:
         return SPACES[name](**settings)
     except (TypeError, ValueError) as error:

@@ -199,7 +199,7 @@ class ChainSpace:
         self.check(choices)
         return choices
 
-    def draw(self, choices: Choices, path: Path, title: str | None = None) -> None:
+    def draw(self, choices: Choices, path: str | Path, title: str | None = None) -> None:
         """Draw the layers of complete choices as a strip of blocks into a PNG.
 
         Raises:

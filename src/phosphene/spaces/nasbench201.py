@@ -251,7 +251,7 @@ class NasBench201Space:
             texts.append("+".join(sorted(terms)))
         return texts[-1]
 
-    def draw(self, choices: Choices, path: Path, title: str | None = None) -> None:
+    def draw(self, choices: Choices, path: str | Path, title: str | None = None) -> None:
         """Draw the cell of complete choices as a graph into a PNG.
 
         Raises:

@@ -20,7 +20,7 @@ STEP, RADIUS = 2.6, 0.24  # inches between nodes, and of a node
 LIFT = {1: 0.0, 2: 1.0, 3: -1.35}  # inches by which an edge over so many nodes leaves the row
 
 
-def draw_cell(edges: Mapping[tuple[int, int], str], path: Path, title: str | None) -> None:
+def draw_cell(edges: Mapping[tuple[int, int], str], path: str | Path, title: str | None) -> None:
     """Draw (node, source) -> operation into a PNG.
 
     Raises:

@@ -41,7 +41,7 @@ def look(option: str) -> tuple[str, int]:
     return option.split("_")[0], int(option[-1])
 
 
-def draw_strip(layers: Sequence[Place], options: Sequence[str], path: Path, title: str | None) -> None:
+def draw_strip(layers: Sequence[Place], options: Sequence[str], path: str | Path, title: str | None) -> None:
     """Draw one block a layer, stage by stage, with channels and size of each stage's output, into a PNG.
 
     Raises:
