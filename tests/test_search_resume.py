@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from phosphene.run import Run
 from phosphene.search import SEARCHES, command, found
 
 SETTINGS = {"channels": 4, "cells": 3, "nodes": 2, "batch": 8, "epochs": 3, "final_channels": 6, "final_cells": 3}
-SETTINGS |= {"device": "cpu", "precision": "fp32", "alpha_init": 1e-3, "flip": True}
+SETTINGS |= {"device": "cpu", "precision": "fp32", "alpha_init": 1e-3}
 FILES = (
     "arch.json",
     "result.json",
@@ -27,6 +29,14 @@ FILES = (
     "alphas.npy",
     "genotype.txt",
 )
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # what is interrupted: an algorithm and its settings
+    "first order": ("darts", {"flip": True}),
+    "second order": ("darts", {"order": 2, "flip": True}),
+    "unreal": ("darts", {"setup": "unreal", "warm_up": 1, "epochs": 2, "batch": 13, "skip_weight": 1.0}),
+    "stopped": ("darts", {"stop_skips": 1, "stop_eigenvalue": True, "flip": True}),
+    "sgas": ("sgas", {"criterion": 2, "batch_increase": 1, "epochs": 4, "flip": True}),
+    "sgas, decided late": ("sgas", {"criterion": 1, "decide_from": 1, "batch_increase": 0, "skip_weight": 0.5}),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -36,24 +46,28 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(found, "plot", lambda *_: None)
 
 
-def job(out: Path, order: int = 1) -> None:
+def job(out: Path, kind: str = "first order") -> None:
     pixels = np.random.default_rng(7).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     data = ImageDataset.from_arrays(pixels, labels=np.arange(40) % 3, classes=3)
-    command.darts(data, out=out, order=order, **SETTINGS)
+    algorithm, settings = KINDS[kind]
+    getattr(command, algorithm)(data, out=out, **{**SETTINGS, **settings})
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {name: (out / name).read_bytes() for name in FILES}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name in (*FILES, "decisions.json")}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, bytes]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]]:
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(found, "plot", lambda *_: None)
-        for order in (1, 2):
-            job(folder / f"{order}", order)
-    return {order: contents(folder / f"{order}") for order in (1, 2)}
+        patch.setattr(found, "draw_cells", lambda *_: None)
+        for kind in KINDS:
+            job(folder / kind, kind)
+    wanted = {kind: contents(folder / kind) for kind in KINDS}
+    assert all(set(FILES) <= set(files) for files in wanted.values())
+    return wanted
 
 
 class InjectedError(Exception):
@@ -68,24 +82,24 @@ def fail_at(phase: str, step: int) -> staticmethod:
     return staticmethod(after_step)
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "fault",
     [("supernet", 0), ("supernet", 2), ("supernet", 4), ("validation", 1)],
     ids=lambda fault: f"{fault[0]}-{fault[1]}",
 )
 def test_a_fault_at_any_step(
-    order: int, fault: tuple[str, int], undisturbed: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, fault: tuple[str, int], undisturbed: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
     monkeypatch.setattr(Run, "after_step", fail_at(*fault))
     with pytest.raises(InjectedError):
-        job(tmp_path / "run", order)
+        job(tmp_path / "run", kind)
     steps: list[tuple[str, int]] = []
     monkeypatch.setattr(Run, "after_step", staticmethod(lambda *at: steps.append(at)))
-    job(tmp_path / "run", order)
+    job(tmp_path / "run", kind)
     assert steps[0] == (fault[0], fault[1] + 1)  # gone on, not begun anew
-    assert contents(tmp_path / "run") == undisturbed[order]
+    assert contents(tmp_path / "run") == undisturbed[kind]
 
 
 def test_a_fault_after_steps_that_were_not_saved(
@@ -98,7 +112,7 @@ def test_a_fault_after_steps_that_were_not_saved(
         job(tmp_path / "run")
     monkeypatch.setattr(Run, "after_step", None)
     job(tmp_path / "run")
-    assert contents(tmp_path / "run") == undisturbed[1]
+    assert contents(tmp_path / "run") == undisturbed["first order"]
 
 
 def test_a_fault_while_the_result_is_written(
@@ -112,7 +126,7 @@ def test_a_fault_while_the_result_is_written(
         job(tmp_path / "run")
     monkeypatch.setattr(found, "draw_cells", lambda *_: None)
     job(tmp_path / "run")
-    assert contents(tmp_path / "run") == undisturbed[1]
+    assert contents(tmp_path / "run") == undisturbed["first order"]
 
 
 def test_killed_for_real(undisturbed: dict, tmp_path: Path) -> None:
@@ -131,11 +145,18 @@ def test_killed_for_real(undisturbed: dict, tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL  # it was still running
     assert (tmp_path / "run" / "checkpoint").exists()
     job(tmp_path / "run")
-    assert contents(tmp_path / "run") == undisturbed[1]
+    assert contents(tmp_path / "run") == undisturbed["first order"]
+
+
+def test_what_is_interrupted_covers_every_search_and_every_ending(undisturbed: dict) -> None:
+    assert {algorithm for algorithm, _ in KINDS.values()} | {"random"} == set(SEARCHES)
+    assert {"stopped": "stopped" in json.loads(undisturbed["stopped"]["result.json"])} == {"stopped": True}
+    assert all("decisions.json" in undisturbed[kind] for kind in KINDS if kind.startswith("sgas"))
+    late = json.loads(undisturbed["sgas, decided late"]["decisions.json"])
+    assert sorted({entry["epoch"] for entry in late}) == [2, 3] and len(late) == 8  # the last epoch takes the rest
 
 
 def test_random_has_nothing_to_lose(tmp_path: Path) -> None:
-    assert set(SEARCHES) == {"darts", "sgas", "random"}  # a search added here needs its faults above
     data = ImageDataset.from_arrays(np.zeros((6, 1, 8, 8), np.uint8), labels=np.arange(6) % 3, classes=3)
     first = command.random(data, out=tmp_path / "a", final_cells=3)
     (tmp_path / "a/result.json").unlink()

@@ -29,6 +29,7 @@ from ..core import Architecture, Choices, Decision, Objective, Score, SearchSpac
 from ..costs import Budget
 from ..dataset import Augmentation, ImageDataset
 from ..errors import SettingsError
+from ..hardware import Machine
 from ..progress import say
 from ..run import Run
 from ..spaces.moves import Fits, commit
@@ -38,6 +39,7 @@ from .robust import check_skips, kind, skip_weight
 from .schedule import decision_epochs, rounds, schedule
 from .supernet import Softmax, alpha_gradient, alpha_step, check_order, cosine, finish, initial, weight_step
 
+EQUAL = 1e-9  # of values in [0, 1]: less is rounding, which min-max would make as large as anything
 Rows = Mapping[str, Tensor]
 """A softmax ``(options,)`` for each decision."""
 
@@ -112,6 +114,7 @@ def search(
         net = machine.place(space.supernet()).train()
         alphas = machine.place(initial(space.decisions, alpha_init)).requires_grad_()
     make = Softmax(space.decisions, machine)
+    exact = Softmax(space.decisions, Machine(torch.device("cpu")))  # in float64, which not every device has
     sgd = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam([alphas], alpha_lr, alpha_betas, weight_decay=alpha_weight_decay)
     run.disk(12 * sum(weight.numel() for weight in net.parameters()))  # the supernet and two checkpoints of it
@@ -138,22 +141,22 @@ def search(
         figures["loss"] = weight_step(net, gates([alphas.detach()]), seen, objective, sgd, clip, machine)
         if plan.ends(step) or step == steps - 1:
             history[epoch + 1] = alphas.detach()
-            rows = _rows(make, alphas)
-            for _ in range(plan.decisions.count(epoch)):
-                fallen = decide(space, rows, past, made, criterion, budget.fits)
-                decided += tell(run, fallen, epoch + 1)
+            rows = exact.weights(alphas.detach().cpu().double())
+            due = plan.decisions.count(epoch)
+            while due > 0 or (step == steps - 1 and len(made) < len(space.decisions)):  # at the end: all that is open
+                decided += tell(run, decide(space, rows, past, made, criterion, budget.fits), epoch + 1)
+                due -= 1
             past.append({name: operations for name, (_, operations) in split(space.decisions, rows).items()})
             del past[:-memory]
             run.log(**figures, epoch=epoch + 1, genotype=notation(space, commit(space, rows, made)))
         elif step % 10 == 9:  # reading a figure waits for the device
             run.log(**figures)
 
-    while len(made) < len(space.decisions):
-        decided += tell(run, decide(space, _rows(make, alphas), past, made, criterion, budget.fits), len(plan.batches))
+    found = commit(space, exact.weights(alphas.detach().cpu().double()), made, fits=budget.fits)  # for an estimate
     if machine.rank == 0:
         (run.path / "decisions.json").write_text(json.dumps(decided, indent=1) + "\n")
-    finish(run, space, net, made, halves, batch, score, history, steps=steps)
-    return Architecture(space.spec, dict(made))
+    finish(run, space, net, found, halves, batch, score, history, steps=steps)
+    return Architecture(space.spec, found)
 
 
 def decide(
@@ -222,7 +225,7 @@ def stable(shares: Tensor, past: Sequence[Tensor]) -> float:
 def normalised(values: Sequence[float]) -> list[float]:
     """Min-max; equal values are all 1, so that a quantity which tells nothing apart leaves it to the others."""
     low, high = min(values), max(values)
-    return [(value - low) / (high - low) if high > low else 1.0 for value in values]
+    return [(value - low) / (high - low) if high - low > EQUAL else 1.0 for value in values]
 
 
 def tell(run: Run, fallen: list[dict[str, Any]], epoch: int) -> list[dict[str, Any]]:
@@ -231,14 +234,9 @@ def tell(run: Run, fallen: list[dict[str, Any]], epoch: int) -> list[dict[str, A
     for entry in fallen:
         run.log(decided=entry)
         if run.machine.rank == 0 and run.durable:
-            forced = f"; {', '.join(entry['forced'])} fall out" if entry["forced"] else ""
+            forced = f"; settles {', '.join(entry['forced'])}" if entry["forced"] else ""
             say(f"epoch {epoch}: {entry['decision']} is {entry['option']} (score {entry['score']:.3f}){forced}")
     return fallen
-
-
-def _rows(make: Softmax, alphas: Tensor) -> dict[str, Tensor]:
-    """The softmax of every decision, on the CPU, where nothing is lost in sums of differences."""
-    return {name: weight.cpu().double() for name, weight in make.weights(alphas.detach()).items()}
 
 
 def _frozen(space: SearchSpace, made: Choices, alphas: Tensor) -> Tensor:
