@@ -1,1 +1,1 @@
-"""Images that show nothing: noise and fractals, each a pure function of its seed and its index."""
+"""Images that nobody photographed and labels that say nothing: each a pure function of its seed and its index."""
