@@ -157,6 +157,8 @@ def test_findings_of_a_network(tmp_path, capfd):
         assert found["per_finding"][str(k)]["auc"] == pytest.approx(expected, abs=1e-3)
     assert found["no_auc"] == ["6"] and "no AUC, and no part in the mean: 6" in capfd.readouterr().err
     assert json.loads((tmp_path / "a" / "result.json").read_text()) == found
+    with pytest.raises(DatasetError, match="rays has independent findings; `phosphene evaluate`"):
+        teachers.accuracy(asked, data)
 
 
 def test_a_large_confusion_matrix_is_an_array(tmp_path):

@@ -530,6 +530,23 @@ def test_resumed_equals_undisturbed(tmp_path, monkeypatch, undisturbed, step, se
     assert files(tmp_path / "a") == undisturbed
 
 
+def test_findings_begun_from_weights_resume_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
+    flags = {"data": findings(), "init": str(earlier(tmp_path / "w")), "mixup": 0.5, "steps": 8, "batch": 8, **CPU}
+    train("cifar-resnet8", out=tmp_path / "whole", **flags)
+
+    def after_step(phase: str, at: int) -> None:
+        if at == 5:
+            raise Fault
+
+    monkeypatch.setattr(Run, "after_step", staticmethod(after_step))
+    with pytest.raises(Fault):
+        train("cifar-resnet8", out=tmp_path / "a", **flags)
+    monkeypatch.setattr(Run, "after_step", None)
+    train("cifar-resnet8", out=tmp_path / "a", **flags)
+    assert files(tmp_path / "a") == files(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("before", ["save_file", "finish"])
 def test_stopped_while_writing(tmp_path, monkeypatch, undisturbed, before):
     def fault(*_, **__):

@@ -267,9 +267,11 @@ def accuracy(teacher: Teacher, data: ImageDataset, machine: Machine | None = Non
     """Top-1 accuracy in percent, and the number of images it was measured on.
 
     Raises:
-        DatasetError: the data has images of another shape or other classes.
+        DatasetError: the data has images of another shape, other classes, or independent findings.
     """
     card = data.card
+    if card.task != "single":
+        raise DatasetError(f"{card.name} has independent findings; `phosphene evaluate` measures those")
     for what, theirs, ours in (("shape", tuple(card.shape), teacher.shape), ("classes", card.classes, teacher.classes)):
         if theirs != ours:
             raise DatasetError(f"{card.name} has {what} {theirs}, but {teacher.name} has {ours}; give another data set")

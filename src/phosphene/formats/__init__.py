@@ -51,6 +51,17 @@ class Wish:
     views: str | None = None
 
 
+def open_picture(path: Path) -> Any:
+    """A decoded picture, upright; raises `DatasetError` naming the file."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image)  # this decodes it
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DatasetError(f"{path} is not a readable image ({error}); remove or replace it") from error
+
+
 def from_pictures(
     get: Callable[[int], Any], where: Callable[[int], str], labels: np.ndarray, classes: int, wish: Wish
 ) -> Found:

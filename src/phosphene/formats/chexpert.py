@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DatasetError
-from . import Found, Wish, digest_of, from_pictures
-from .folders import open_picture
+from . import Found, Wish, digest_of, from_pictures, open_picture
 
 __all__ = ["COMPETITION", "FINDINGS", "is_chexpert", "read"]
 

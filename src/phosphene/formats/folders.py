@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import DatasetError
-from . import SPLITS, Found, Wish, digest_of, from_pictures
+from . import SPLITS, Found, Wish, digest_of, from_pictures, open_picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -42,14 +41,3 @@ def _split_folder(path: Path, split: str | None) -> Path:
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
-
-
-def open_picture(path: Path) -> Any:
-    """A decoded picture, upright; raises `DatasetError` naming the file."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)  # this decodes it
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} is not a readable image ({error}); remove or replace it") from error

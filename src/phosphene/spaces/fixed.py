@@ -1,4 +1,4 @@
-"""A space that leaves nothing open: one network of `models`, torchvision or timm, taken by commands like a found one."""
+"""A space that leaves nothing open: one network of `models`, torchvision or timm, as if a search had found it."""
 
 from __future__ import annotations
 
