@@ -87,7 +87,7 @@ def draw_side_by_side(architectures: Sequence[Drawn], path: Path) -> None:
             for drawing, name, tallest in zip(pair, NAMES, heights, strict=True):
                 below -= tallest
                 panel = figure.add_axes((left / width, below / height, wide / width, tallest / height))
-                _draw(panel, drawing, name, _enlarged(drawing.frame, wide, tallest))
+                _draw(panel, drawing, name, _enlarged(drawing.frame, wide, tallest), 13)
         top -= HEADING + sum(heights)
     _legend(figure, [drawn.genotype for drawn in architectures], "lower center")
     _save(figure, path, 100)
@@ -112,8 +112,8 @@ def _save(figure: Any, path: Path, dpi: int = 120) -> None:
         raise SettingsError(f"--out {path} cannot be written ({error}); name a PNG in an existing folder") from error
 
 
-def _draw(panel: Any, drawing: Drawing, name: str, frame: tuple[float, float, float, float]) -> None:
-    """One cell, in inches."""
+def _draw(panel: Any, drawing: Drawing, name: str, frame: tuple[float, float, float, float], size: float = 11) -> None:
+    """One cell, in inches; `size` is of the labels, in points: up to 13 they fit."""
     left, right, bottom, top = frame
     panel.set_xlim(left, right)
     panel.set_ylim(bottom, top)
@@ -126,7 +126,7 @@ def _draw(panel: Any, drawing: Drawing, name: str, frame: tuple[float, float, fl
         colour = FAMILIES[edge.operation.split("_")[0]][1]
         _draw_curve(panel, edge.control, colour, "-|>", 2)
         box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        panel.text(*edge.label, words(edge.operation), **CENTRED, fontsize=11, color=colour, zorder=4, bbox=box)
+        panel.text(*edge.label, words(edge.operation), **CENTRED, fontsize=size, color=colour, zorder=4, bbox=box)
     for (x, y), text in zip(drawing.points, drawing.names, strict=True):
         panel.add_patch(_shape(x, y, text.startswith("$")))
         panel.text(x, y, text, **CENTRED, fontsize=13, color=INK, zorder=6)

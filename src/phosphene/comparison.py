@@ -11,6 +11,8 @@ from .architecture import counted, title
 from .cells import Drawn, draw_side_by_side
 from .core import Architecture
 from .errors import SettingsError
+from .hardware import machine as decide_machine
+from .run import Run
 from .spaces.darts import DartsSpace
 from .spaces.genotype import KINDS, Genotype, of_choices
 from .spaces.operations import OPERATIONS
@@ -26,7 +28,7 @@ def compare(
     classes: Annotated[int, "classes"] = 10,
     size: Annotated[int, "side of the input"] = 32,
     input_channels: Annotated[int, "channels of the input"] = 3,
-    out: Annotated[Path | None, "the PNG to draw; default: genotypes.png here"] = None,
+    out: Annotated[Path | None, "the PNG to draw, or a folder for it; default: genotypes.png here"] = None,
 ) -> dict[str, Any]:
     """Draw the cells of several architectures side by side, and count what they are made of and what they share.
 
@@ -46,18 +48,26 @@ def compare(
     found = [_resolved(arch, classes=classes, shape=shape, channels=channels, cells=cells) for arch in archs]
     genotypes = [of_choices(architecture.choices) for architecture in found]
     costs = [counted(spaces.space(architecture.space), architecture) for architecture in found]
-    path = Path("genotypes.png") if out is None else out
-    draw_side_by_side([Drawn(n, _about(c, g), g) for n, c, g in zip(names, costs, genotypes, strict=True)], path)
     settings = {"channels": channels, "cells": cells, "classes": classes, "shape": list(shape)}
     pairs = list(zip(names, genotypes, strict=True))
+    path, run = _target(out, settings | {"genotypes": {name: str(one) for name, one in pairs}})
+    draw_side_by_side([Drawn(n, _about(c, g), g) for n, c, g in zip(names, costs, genotypes, strict=True)], path)
     agreement = {name: {other: agree(a, b) for other, b in pairs} for name, a in pairs}
-    return {
-        "drawing": str(path),
+    result = {
         "settings": settings,
         "architectures": dict(zip(names, costs, strict=True)),
         **{kind: {name: facts(getattr(genotype, kind)) for name, genotype in pairs} for kind in KINDS},
         "agreement": agreement,
     }
+    return {"drawing": str(path), **(result if run is None else run.finish(result))}
+
+
+def _target(out: Path | None, settings: dict[str, Any]) -> tuple[Path, Run | None]:
+    """Where to draw: a PNG, or one in a run folder, which a report can show."""
+    if out is None or out.suffix == ".png":
+        return out or Path("genotypes.png"), None
+    run = Run.open("arch-compare", settings, [], out, decide_machine("cpu", "fp32"))
+    return run.path / "genotypes.png", run
 
 
 def facts(cell: Cell) -> dict[str, int]:
@@ -102,5 +112,10 @@ def _names(archs: Sequence[str]) -> list[str]:
 def _about(cost: dict[str, int], genotype: Genotype) -> str:
     """Under the name of a drawing."""
     skips = [facts(getattr(genotype, kind))["skip_connect"] for kind in KINDS]
-    size = f"{cost['params'] / 1e6:.2f} M parameters · {cost['macs'] / 1e6:.0f} M MACs"
-    return f"{size} · {skips[0]} + {skips[1]} skips"
+    return f"{_short(cost['params'])} parameters · {_short(cost['macs'])} MACs · {skips[0]} + {skips[1]} skips"
+
+
+def _short(number: int) -> str:
+    """Three figures: 3.35 M, 528 M, 61.3 k."""
+    unit = 1_000_000 if number >= 1_000_000 else 1_000
+    return f"{number / unit:#.3g}".rstrip(".") + (" M" if unit > 1_000 else " k")

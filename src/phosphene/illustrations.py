@@ -18,22 +18,32 @@ from .sheets import sheet, short_names, spread, tiles_of
 CAPTIONS = {
     "contact.png": "Images of the set, a row for each class.",
     "cells.png": "The cells found: normal and reduction. Nodes are feature maps, edges are operations.",
+    "genotypes.png": "The cells of several architectures, drawn to one scale.",
+    "curves.png": "Learning curves.",
+    "skips.png": "Skip connections in the current genotype by search epoch.",
+    "operations.png": "What the current genotype is made of, by search epoch: means over searches.",
+    "classes.png": "What was found with so many random classes: accuracy and size, beside random architectures.",
     "alphas.png": "How the architecture weights moved: one panel a decision, one line an option.",
     "images.png": "The same classes in several data sets.",
     "distributions.png": "The teacher's class distribution, averaged over images of a class; dots are single images.",
     "samples.png": "Single images and their five likeliest classes.",
 }
+WIDE = 2000  # pixels from which a picture may be wider than the text
 
 
 def pictures(folder: Path, card: dict[str, Any]) -> list[dict[str, str]]:
-    """Each as `data` (a PNG in base64) and `caption`; raises `RunError` where an array is damaged."""
+    """Each as `data` (a PNG in base64), `caption` and `shape`; raises `RunError` where an array is damaged."""
     found = [] if (folder / "contact.png").exists() or not card else _contact(folder, card)
     known = [folder / name for name in CAPTIONS if (folder / name).exists()]
     others = [path for path in sorted(folder.glob("*.png")) if path.name not in CAPTIONS]
-    return found + [
-        {"data": _base64(path.read_bytes()), "caption": CAPTIONS.get(path.name, path.stem.replace("_", " ") + ".")}
-        for path in known + others
-    ]
+    return found + [_picture(path) for path in known + others]
+
+
+def _picture(path: Path) -> dict[str, str]:
+    content = path.read_bytes()
+    width = int.from_bytes(content[16:20], "big")  # of the PNG's header
+    caption = CAPTIONS.get(path.name, path.stem.replace("_", " ") + ".")
+    return {"data": _base64(content), "caption": caption, "shape": "wide" if width >= WIDE else ""}
 
 
 def _base64(content: bytes) -> str:

@@ -20,7 +20,8 @@ from .sheets import short_names
 from .tables import text
 
 MARKS = ("config.json", "card.json")  # either makes a folder one of ours
-ORDER = ("data set", "synthesize", "noise", "search", "train", "evaluate")  # of the runs in a folder
+ORDER = ("data set", "synthesize", "noise", "unreal", "search", "train", "evaluate", "arch", "study")  # in a folder
+FOLDED = 6  # runs of a stage that are shown in full; of more, each unfolds when it is clicked
 HEADLINES = {  # result keys that the first tables show, and their column heads
     "network": "network",
     "data": "data",
@@ -32,6 +33,7 @@ HEADLINES = {  # result keys that the first tables show, and their column heads
     "validation": "validation",
     "params": "parameters",
     "macs": "MACs",
+    "algorithm": "algorithm",
     "top1": "top-1, %",
     "top5": "top-5, %",
     "ece": "ECE, %",
@@ -60,6 +62,7 @@ class Section:
     curves: list[dict[str, str]] = field(default_factory=list)
     settings: list[tuple[str, str]] = field(default_factory=list)
     minutes: float | None = None
+    folded: bool = False
 
 
 def report(
@@ -100,7 +103,9 @@ def _expand(path: Path) -> list[Path]:
 
 
 def _rank(stage: str) -> int:
-    return ORDER.index(stage) if stage in ORDER else len(ORDER)
+    """Where a stage stands; those of one kind share a first word: unreal-noise, study-collapse."""
+    kind = stage.split("-")[0]
+    return ORDER.index(kind) if kind in ORDER else len(ORDER)
 
 
 def _is_ours(path: Path) -> bool:
@@ -143,11 +148,12 @@ def _section(folder: Path, name: str) -> Section:
     config, card, result = (_json(folder / f"{file}.json") for file in ("config", "card", "result"))
     if config and "stage" not in config:
         raise RunError(f"{folder}/config.json names no stage; it is not a run of ours")
-    minutes = _json(folder / "timing.json").get("seconds")
-    minutes = None if minutes is None else float(minutes) / 60
     stage = str(config.get("stage", "data set"))
+    inside = [path.parent for path in sorted(folder.rglob("config.json")) if path.parent != folder]
+    minutes = _minutes([folder, *inside])
     figures = result or {"images": card.get("count"), **card.get("statistics", {})} if card or result else {}
-    section = Section(name, stage, str(folder), _facts(config, card, minutes), figures, minutes=minutes)
+    facts = _facts(config, card, minutes) + _counted(inside) + _csv(folder / "table.csv")
+    section = Section(name, stage.replace("-", " "), str(folder), facts, figures, minutes=minutes)
     section.unfinished = bool(config) and not result
     _sort_result(section, figures, card.get("class_names"))
     section.pictures = pictures(folder, card)
@@ -156,6 +162,28 @@ def _section(folder: Path, name: str) -> Section:
     about = {"inputs": config.get("inputs"), "teacher": card.get("teacher"), "recipe": card.get("recipe")}
     section.settings = list(_flat({**config.get("settings", {}), **about, "result": measured}))
     return section
+
+
+def _minutes(folders: list[Path]) -> float | None:
+    """Of a run and of those inside, as far as they are known: a study computes in its pieces."""
+    seconds = [_json(folder / "timing.json").get("seconds") for folder in folders]
+    known = [float(one) for one in seconds if one is not None]
+    return sum(known) / 60 if known else None
+
+
+def _counted(inside: list[Path]) -> list[str]:
+    """How many runs a run is made of, and how many of them are finished."""
+    done = sum((folder / "result.json").exists() for folder in inside)
+    finished = "" if done == len(inside) else f", {done} finished"
+    return [f"{len(inside)} runs inside{finished}"] if inside else []
+
+
+def _csv(path: Path) -> list[str]:
+    """How long a table beside the figures is; the page shows its summary."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [f"table.csv has {len(lines) - 1:,} rows"]
 
 
 def _facts(config: dict[str, Any], card: dict[str, Any], minutes: float | None) -> list[str]:
@@ -201,7 +229,7 @@ def _table(label: str, values: dict[Any, Any], full: float | None = None) -> dic
         {"name": "" if numbered else str(k), "cells": list(cells)}
         for k, cells in zip(values, zip(*by_column, strict=True), strict=True)
     ]
-    figures = [] if nested else [abs(v) for v in values.values() if isinstance(v, (int, float))]
+    figures = [] if nested else [v for v in values.values() if isinstance(v, (int, float)) and v >= 0]
     most = (full or max(figures)) if len(figures) == len(values) else 0
     shares = [round(100 * v / most, 1) for v in figures] if most else []
     return {"label": label, "columns": columns if nested else [], "rows": rows, "shares": shares}
@@ -282,6 +310,8 @@ def _groups(sections: list[Section]) -> list[dict[str, Any]]:
     groups = []
     for stage in dict.fromkeys(section.stage for section in sections):
         runs = [(number, section) for number, section in enumerate(sections, 1) if section.stage == stage]
+        for _, section in runs:
+            section.folded = len(runs) > FOLDED
         plain = (int, float, str)
         keys = [k for k in HEADLINES if any(isinstance(section.headline.get(k), plain) for _, section in runs)]
         columns = [_cells([section.headline.get(k) for _, section in runs]) for k in keys]

@@ -194,7 +194,7 @@ def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     return {
         "best": {name: {key: row[key] for key in ("classes", "score", "sd")} for name, row in best.items()},
         "results": rows,
-        "size": _size([piece.params for piece in pieces], [piece.score for piece in pieces]),
+        **_size([piece.params for piece in pieces], [piece.score for piece in pieces]),
     }
 
 
@@ -215,7 +215,7 @@ def _size(params: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
     """Spearman's ρ of the score with the parameters, over all networks, and its bootstrap interval."""
     figures = (spearman(params, scores), *interval(spearman, params, scores))
     known = [None if math.isnan(figure) else round(figure, 4) for figure in figures]
-    return {"rho_params": known[0], "low": known[1], "high": known[2]}
+    return {"rho_params": known[0], "rho_low": known[1], "rho_high": known[2]}
 
 
 def _write(pieces: Sequence[Piece], score: str, folder: Path) -> None:
