@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from phosphene import augment as module
-from phosphene.augment import Augment, beta
+from phosphene.augment import Augment, View, beta
 from phosphene.errors import SettingsError
 
 
@@ -130,3 +130,17 @@ def test_wrong_settings_are_named() -> None:
         Augment(crop=64).move(images())
     with pytest.raises(SettingsError, match="--cutout -1"):
         Augment(cutout=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_view_is_the_middle_mirrored_where_asked_and_draws_nothing(dtype: torch.dtype) -> None:
+    source = (images() % 251).to(dtype)
+    state = torch.get_rng_state()
+    assert torch.equal(View().move(source), source)
+    assert torch.equal(View(32).move(source), source[:, :, 4:36, 6:38])
+    mirrored = View(32, mirror=True).move(source)
+    for x in range(32):
+        assert torch.equal(mirrored[..., x], source[:, :, 4:36, 37 - x])
+    rows = torch.eye(6)
+    inputs, targets = View(mirror=True).mix(source, rows)
+    assert inputs is source and targets is rows and torch.equal(torch.get_rng_state(), state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -78,6 +79,8 @@ def _both(rank: int, port: int, folder: str) -> None:
         _whole(out / "disturbed")
     Run.after_step = None
     _whole(out / "disturbed")
+    settings = {**WHOLE, "steps": None, "epochs": 3, "batch_increase": 2}
+    command.sgas(images(), out=out / "sgas", device="cpu", precision="fp32", **settings)
     torch.distributed.destroy_process_group()
 
 
@@ -196,3 +199,12 @@ def test_ranks_resume_together(together: Path) -> None:
         assert (together / "undisturbed" / name).read_bytes() == (together / "disturbed" / name).read_bytes(), name
     lines = (together / "undisturbed/metrics.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines))  # written by one rank alone
+
+
+def test_ranks_decide_alike_and_write_once(together: Path) -> None:
+    decided = json.loads((together / "sgas/decisions.json").read_text())
+    lines = [json.loads(line) for line in (together / "sgas/metrics.jsonl").read_text().splitlines()]
+    assert [line["decided"] for line in lines if "decided" in line] == decided and len(decided) == 8
+    choices = json.loads((together / "sgas/arch.json").read_text())["choices"]
+    gates = json.loads((together / "sgas/supernet.json").read_text())["gates"]
+    assert gates == choices
