@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,6 +27,13 @@ def kill(phase, step):
 
 run.Run.after_step = kill
 recipe.run("digits", out=pathlib.Path("FOLDER"))
+"""
+LONG = """
+import pathlib
+from phosphene import recipe
+
+if __name__ == "__main__":
+    recipe.run("digits", out=pathlib.Path("FOLDER"), jobs=2, set=["steps=100000"])
 """
 CALLED: list[tuple[str, dict]] = []
 BREAKS: set[str] = set()
@@ -319,6 +327,26 @@ def test_the_page_of_this_checkout_is_what_its_results_say():
     assert (ROOT / "docs" / "results.md").read_text() == results.render(results.load(folder))
 
 
+def until(question, seconds):
+    """The first true answer, or the last one when the time is over."""
+    end = time.monotonic() + seconds
+    while not (answer := question()) and time.monotonic() < end:
+        time.sleep(0.2)
+    return answer
+
+
+def children(parent):
+    """Process ids of the processes that `parent` began."""
+    return [int(text) for text in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 class TestShipped:
     """The recipes of this checkout, against the real commands."""
 
@@ -350,14 +378,30 @@ class TestShipped:
         if "PHOSPHENE_DATA" in path.read_text() and DATA is None:
             pytest.skip("PHOSPHENE_DATA is not set")
         monkeypatch.setenv("PHOSPHENE_DATA", DATA or "none")
-        pixels = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
-        np.savez(tmp_path / "cifar10.npz", x_test=pixels, y_test=np.arange(50, dtype=np.uint8) % 10)
+        pixels = np.random.default_rng(0).integers(0, 256, (150, 32, 32, 3), dtype=np.uint8)
+        labels = np.arange(150, dtype=np.uint8) % 10
+        halves = {"x_train": pixels[50:], "y_train": labels[50:], "x_test": pixels[:50], "y_test": labels[:50]}
+        np.savez(tmp_path / "cifar10.npz", **halves)
         given = [f"cifar10={tmp_path / 'cifar10.npz'}"] if "cifar10" in stages.read(str(path), "smoke").values else []
         done = recipe.run(str(path), out=tmp_path / "o", set=given, record=True, results_dir=tmp_path / "results")
         assert done["figures"] and done["missing"] == []
         assert str(tmp_path) not in (tmp_path / "results.md").read_text(), "a result names a folder of this machine"
         again = recipe.run(str(path), out=tmp_path / "o", set=given)
         assert again["figures"] == done["figures"]
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_workers_end_with_their_recipe_and_leave_their_work(self, tmp_path, number):
+        """A worker that went on alone would write into the folder beside the next run of the same command."""
+        script = tmp_path / "script.py"
+        script.write_text(LONG.replace("FOLDER", str(tmp_path / "o")))
+        process = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.PIPE, start_new_session=True)
+        busy = until(lambda: [p for p in (tmp_path / "o").glob("*/metrics.jsonl") if p.stat().st_size], 120)
+        assert busy, process.stderr.read() if process.poll() is not None else "nothing was logged"
+        workers = children(process.pid)
+        assert workers
+        os.kill(process.pid, number)
+        process.wait(60)
+        assert until(lambda: not any(alive(worker) for worker in workers), 60), "a worker outlived its recipe"
 
     def test_a_killed_recipe_goes_on_to_the_same_files(self, tmp_path, monkeypatch):
         """SIGKILL in the middle of a stage; then the same command: the same figures and weights, bit for bit."""

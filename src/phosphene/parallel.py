@@ -141,7 +141,7 @@ def _spread(calls: Sequence[Call], jobs: int, backend: Backend, left: Remaining)
     threads = PREFERENCES.threads or max(1, joblib.cpu_count() // jobs)
     took = replace(PREFERENCES, threads=threads)
     name, options = ("loky", {"inner_max_num_threads": threads}) if backend == "joblib" else ("ray", {})
-    with _cluster(backend), tempfile.TemporaryDirectory(prefix="phosphene-") as folder, _told(Path(folder)) as stop:
+    with _cluster(backend), tempfile.TemporaryDirectory(prefix="phosphene-") as folder, told(Path(folder)) as stop:
         work = [joblib.delayed(_work)(index, call, took, stop, os.getpid()) for index, call in enumerate(calls)]
         with joblib.parallel_config(backend=name, n_jobs=jobs, **options):
             order = "generator_unordered" if backend == "joblib" else "list"  # Ray's backend has no generator
@@ -171,7 +171,7 @@ def _cluster(backend: Backend) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(folder: Path) -> Iterator[Path]:
+def told(folder: Path) -> Iterator[Path]:
     """Inside, the first Ctrl-C or SIGTERM makes the file that is yielded; the second interrupts at once."""
     stop = folder / "stop"
     if threading.current_thread() is not threading.main_thread():
@@ -198,7 +198,7 @@ def _work(index: int, call: Call, preferences: Preferences, stop: Path, parent: 
     if os.getpid() == parent:  # joblib found nothing to spread
         return Outcome(index, stopped=True) if stop.exists() else _outcome(index, call)
     PREFERENCES.threads, PREFERENCES.compile = preferences.threads, preferences.compile
-    with among_others(), _stoppable(stop):
+    with among_others(), stoppable(stop):
         try:
             return Outcome(index, stopped=True) if stop.exists() else _outcome(index, call)
         except (Stopped, KeyboardInterrupt):
@@ -206,7 +206,7 @@ def _work(index: int, call: Call, preferences: Preferences, stop: Path, parent: 
 
 
 @contextlib.contextmanager
-def _stoppable(stop: Path) -> Iterator[None]:
+def stoppable(stop: Path) -> Iterator[None]:
     """Inside, this process sends itself one SIGTERM when it shall stop; outside of a Run's loop that is `Stopped`.
 
     The worker has a process group of its own, so that a terminal's Ctrl-C, which goes to the whole group, reaches it

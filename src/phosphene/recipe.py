@@ -6,6 +6,9 @@ import hashlib
 import heapq
 import json
 import multiprocessing
+import os
+import tempfile
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,12 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from . import results
-from .errors import RecipeError, SettingsError
+from .errors import RecipeError, SettingsError, Stopped
 from .files import read_json, write_json
 from .hardware import PREFERENCES
+from .parallel import stoppable, told
 from .progress import say
 from .settings import settings
 from .stages import REFERENCE, SHOWN, Job, Recipe, digest_source, environment, function, nearest, read, strings
+
+_BUSY = threading.Lock()  # held by a worker's task
 
 
 def run(
@@ -162,14 +168,17 @@ def _side_by_side(todo: list[Task], workers: int) -> None:
     waiting = {task.job.name: {job.name for job in needs(task.plan, task.job)} & names for task in todo}
     threads = max(1, results.cores() // workers)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, initializer=_take_threads, initargs=(threads,)) as pool:
+    pool = ProcessPoolExecutor(workers, spawn, initializer=_begin, initargs=(threads, os.getpid()))
+    with pool, tempfile.TemporaryDirectory(prefix="phosphene-") as place, told(Path(place)) as stop:
         running: dict[Future[None], str] = {}
         try:
             while waiting or running:
-                ready = [task for task in todo if waiting.get(task.job.name) == set()]
+                ready = [task for task in todo if waiting.get(task.job.name) == set() and not stop.exists()]
                 for task in ready[: workers - len(running)]:
                     del waiting[task.job.name]
-                    running[pool.submit(task, order)] = task.job.name
+                    running[pool.submit(_work, task, order, stop)] = task.job.name
+                if not running:
+                    raise Stopped("stopped; run the same command to go on")
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     finished = running.pop(future)
                     future.result()
@@ -180,8 +189,23 @@ def _side_by_side(todo: list[Task], workers: int) -> None:
             raise
 
 
-def _take_threads(threads: int) -> None:
+def _work(task: Task, order: list[Job], stop: Path) -> None:
+    """A task in a worker: it saves its state and stops when the stop file appears or the parent is gone."""
+    with _BUSY, stoppable(stop):
+        task(order)
+
+
+def _begin(threads: int, parent: int) -> None:
+    """A worker's beginning: its share of the cores, and an eye on the parent, without whom nobody would end it."""
     PREFERENCES.threads = threads
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        with _BUSY:
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _call_settings(plan: Recipe, job: Job, folder: Path, given: dict[str, str]) -> dict[str, Any]:
@@ -283,7 +307,7 @@ def figures(plan: Recipe, folder: Path) -> tuple[list[dict[str, Any]], list[str]
             values = _values(entry, [job for job in jobs if job.axes.get("case") == case], folder)
             fields = {key: entry[key] for key in SHOWN if key in entry}
             if values:
-                found.append(results.figure(label, values, **fields))
+                found.append(results.figure(label, values, **fields, **_interval(entry, case, jobs, folder)))
             else:
                 missing.append(label)
     return found, missing
@@ -294,9 +318,24 @@ def _asked(entry: dict[str, Any], job: Job) -> bool:
 
 
 def _values(entry: dict[str, Any], jobs: list[Job], folder: Path) -> dict[str, float]:
-    measured = {str(job.axes.get("seed", 0)): (job, state) for job in jobs if (state := _state(folder, job))}
-    times = entry.get("times", 1)
-    return {seed: float(_look_up(state, entry["key"], job)) * times for seed, (job, state) in measured.items()}
+    """The figure of each seed; a study's list, one number for each seed of its own, gives several."""
+    found: dict[str, float] = {}
+    for job in jobs:
+        if state := _state(folder, job):
+            value, seed = _look_up(state, entry["key"], job), job.axes.get("seed", 0)
+            many = value if isinstance(value, list) else [value]
+            keys = [f"{seed}.{k}" for k in range(len(many))] if isinstance(value, list) else [str(seed)]
+            found |= {key: float(one) * entry.get("times", 1) for key, one in zip(keys, many, strict=True)}
+    return found
+
+
+def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: Path) -> dict[str, Any]:
+    """The interval that the one job of a figure gives, if the figure names its keys."""
+    of_case = [job for job in jobs if job.axes.get("case") == case and _state(folder, job)]
+    if "interval" not in entry or len(of_case) != 1:
+        return {}
+    ends = [float(_look_up(_state(folder, of_case[0]), key, of_case[0])) for key in entry["interval"]]
+    return {"interval": [end * entry.get("times", 1) for end in ends]}
 
 
 def _record(

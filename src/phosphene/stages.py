@@ -4,7 +4,8 @@
     [scales.cpu]                 core_minutes = 120, and any values of your own: images = 2500
     [defaults.train]             settings of every `train` in this recipe
     [[stage]]                    name, call, with = {…}, seeds = [0, 1], cases.NAME = {…}, scales, priority = 0
-    [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales
+    [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales,
+                                 interval = [key, key] (where a study gives one)
 
 A stage with seeds and cases becomes one job for each pair. In a setting, `{images}`, `{seed}` and `{case}` are filled
 in, `$NAME` is read from the environment, and `@stage` is the folder of an earlier stage's job: the one of the same
@@ -59,7 +60,7 @@ SCALES = ("smoke", "cpu", "gpu", "paper")
 TOP = ("title", "paper", "result", "notes", "scales", "defaults", "stage", "figure")
 STAGE = ("name", "call", "with", "seeds", "cases", "scales", "priority")
 SHOWN = ("unit", "digits", "published", "source", "group")  # of a figure, carried into the recorded result as they are
-FIGURE = ("label", "stage", "key", "case", "seed", "times", "scales", *SHOWN)
+FIGURE = ("label", "stage", "key", "case", "seed", "times", "interval", "scales", *SHOWN)
 REFERENCE = re.compile(
     r"@(?P<stage>[\w-]+)(\[(?P<which>[^\]]*)\])?"
     r"(/(?P<file>.+)|:(?P<key>[\w.-]+)(~(?P<span>\d+)%)?)?"
