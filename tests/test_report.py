@@ -171,6 +171,40 @@ def test_names_that_are_alike_are_told_apart(tmp_path: Path) -> None:
     assert re.findall("<h2>(.*)</h2>", page(one, two, out=tmp_path / "r.html")) == ["x/s", "y/s"]
 
 
+def test_a_study_shows_its_figures_and_what_it_is_made_of(tmp_path: Path) -> None:
+    result = {"collapse": {"real": {"skips": 6.0, "first_4": [57, None]}, "noise": {"skips": 2.5, "first_4": [None]}}}
+    folder = run(tmp_path / "dynamics", "study-collapse", result)
+    (folder / "table.csv").write_text("data,epoch\nreal,1\nnoise,1\n")
+    Image.new("RGB", (9, 3)).save(folder / "skips.png")
+    run(folder / "searches" / "real-0", "search", {"params": 1})
+    run(folder / "searches" / "noise-0", "search")
+    text = page(folder, out=tmp_path / "r.html")
+    assert re.findall("<h2>(.*)</h2>", text) == ["dynamics"] and "study collapse" in text
+    for said in ("2 runs inside, 1 finished", "table.csv has 2 rows", "3.0 minutes", ">57, –</td>", ">2.5</td>"):
+        assert said in text, said
+    assert "Skip connections in the current genotype" in text
+    together = page(folder, folder / "searches", out=tmp_path / "r.html")
+    assert "3 runs, 3.0 minutes" in together, "minutes inside a study are counted once"
+
+
+def test_many_runs_of_a_kind_are_folded(tmp_path: Path) -> None:
+    for number in range(7):
+        run(tmp_path / "set" / f"noise-{number}", "search", {"params": number, "algorithm": "sgas"})
+    run(tmp_path / "set" / "student", "train", {"params": 1})
+    text = page(tmp_path / "set", out=tmp_path / "r.html")
+    assert text.count('<details class="whole">') == 7 and text.count(">sgas</td>") == 7
+    student = text[text.index("<h2>student") :]
+    assert '<details class="whole">' not in student
+
+
+def test_wide_pictures_leave_the_column(tmp_path: Path) -> None:
+    folder = run(tmp_path / "compared", "arch-compare", {"settings": {"cells": 20}})
+    Image.new("RGB", (2400, 10)).save(folder / "genotypes.png")
+    Image.new("RGB", (1200, 10)).save(folder / "other.png")
+    text = page(folder, out=tmp_path / "r.html")
+    assert re.findall('<figure class="picture ([a-z]*)">', text) == ["wide", ""]
+
+
 def test_text_is_escaped(tmp_path: Path) -> None:
     folder = run(tmp_path / "s", result={"note": "<script>alert(1)</script>"}, settings={"<b>": "<i>"})
     (folder / "metrics.jsonl").write_text(

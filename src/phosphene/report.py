@@ -295,7 +295,7 @@ def _render(title: str, sections: list[Section]) -> str:
 
     template = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    known = [s.minutes for s in sections if s.minutes is not None]
+    known = [s.minutes for s in _outermost(sections) if s.minutes is not None]
     return environment.from_string(template).render(
         title=title,
         sections=sections,
@@ -303,6 +303,12 @@ def _render(title: str, sections: list[Section]) -> str:
         minutes=f"{sum(known):.1f}" if known else None,
         version=__version__,
     )
+
+
+def _outermost(sections: list[Section]) -> list[Section]:
+    """Those that lie in no other one, whose minutes would count twice."""
+    paths = {Path(section.path).resolve() for section in sections}
+    return [section for section in sections if not paths.intersection(Path(section.path).resolve().parents)]
 
 
 def _groups(sections: list[Section]) -> list[dict[str, Any]]:
