@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phosphene import evaluate, train
+from phosphene import cli, evaluate, train
 from phosphene.dataset import ImageDataset
 from phosphene.errors import DatasetError
 from phosphene.formats import chexpert
@@ -235,3 +237,14 @@ def test_trained_and_evaluated(folder: Path, tmp_path: Path) -> None:
     assert result["no_auc"] == ["Consolidation"] and result["per_finding"]["Consolidation"]["auc"] is None
     each = [result["per_finding"][name]["auc"] for name in chexpert.COMPETITION if name != "Consolidation"]
     assert all(auc in (0.0, 0.5, 1.0) for auc in each) and result["auc"] == pytest.approx(np.mean(each))
+
+
+def test_every_command_of_the_page_is_typed_right() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "chexpert.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.S)
+    lines = [line.strip() for text in blocks for line in text.splitlines() if line.strip().startswith("phosphene ")]
+    assert len(lines) >= 10
+    for line in lines:
+        words = shlex.split(line.replace("$seed", "0"))
+        name = " ".join(words[1:3]) if " ".join(words[1:3]) in cli.COMMANDS else words[1]
+        cli.command(name).make_context(name, words[1 + len(name.split()) :])

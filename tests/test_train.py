@@ -28,6 +28,7 @@ from phosphene.errors import ArchitectureError, DatasetError, Estimate, RunError
 from phosphene.hardware import Machine, machine
 from phosphene.published import RECIPES, TrainingRecipe, effective, learning_rate, length
 from phosphene.run import Run
+from phosphene.settings import settings
 
 MODULE = sys.modules["phosphene.train"]
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -344,6 +345,24 @@ def test_pretrained_weights_of_a_zoo(tmp_path, monkeypatch):
         begun("pretrained", tmp_path / "c", arch, data=bigger(rays))
 
 
+def test_pretrained_weights_of_timm(tmp_path, monkeypatch):
+    timm = pytest.importorskip("timm")
+    original = timm.create_model
+    asked = []
+
+    def fetched(name, pretrained=False, **options):
+        """Stands for the hub."""
+        asked.append((name, pretrained))
+        if pretrained:
+            torch.manual_seed(5)
+        return original(name.partition(".")[0], pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", fetched)
+    found = begun("pretrained@c3_in1k", tmp_path / "b", "timm:resnet10t", data=bigger(findings()))
+    assert ("resnet10t.c3_in1k", True) in asked
+    assert found.result["init"]["fresh"] == ["conv1.0.weight", "fc.bias", "fc.weight"]
+
+
 def bigger(data: ImageDataset) -> ImageDataset:
     """The first eight images at 48 pixels."""
     pixels = F.interpolate(data.pixels(range(8)).float(), size=48).byte()
@@ -396,6 +415,11 @@ def test_the_recipes_of_unrealnas_and_chexpert():
     assert [learning_rate(rays, step, 100, 10) for step in (0, 50, 99)] == [1e-4] * 3
     adam = MODULE._optimizer(small(), rays)
     assert type(adam) is torch.optim.Adam and adam.defaults["betas"] == (0.9, 0.999)
+
+
+def test_every_recipe_can_be_asked_for():
+    asked = next(setting for setting in settings(train) if setting.name == "recipe")
+    assert set(asked.options) == set(RECIPES)
 
 
 def curve(scheduler, opt, epochs: int, epoch: int) -> list[float]:
