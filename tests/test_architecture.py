@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from phosphene import architecture, cells, comparison, spaces
-from phosphene.errors import ArchitectureError, SettingsError
+from phosphene.errors import ArchitectureError, RunError, SettingsError
 from phosphene.layout import LABEL, RADIUS, _trace, arrange
 from phosphene.spaces import genotype
 from phosphene.spaces.darts import DartsSpace
@@ -176,6 +176,16 @@ def test_architectures_are_compared_at_one_size(tmp_path):
     comparison.compare(["darts-v1"] * 2, channels=8, cells=4, out=tmp_path / "g.png")
     two = Image.open(tmp_path / "g.png").size
     assert three[1] == two[1] and 1.4 < three[0] / two[0] < 1.6, "a column each"
+
+
+def test_a_comparison_in_a_folder_is_a_run_that_a_report_can_show(tmp_path):
+    told = comparison.compare(["darts-v1", "darts-v2"], channels=4, cells=3, out=tmp_path / "both")
+    assert told["drawing"] == str(tmp_path / "both" / "genotypes.png") and (tmp_path / "both/genotypes.png").exists()
+    assert json.loads((tmp_path / "both" / "result.json").read_text())["agreement"] == told["agreement"]
+    again = comparison.compare(["darts-v1", "darts-v2"], channels=4, cells=3, out=tmp_path / "both")
+    assert again == told
+    with pytest.raises(RunError, match="holds another run"):
+        comparison.compare(["darts-v1", "sgas-cri1"], channels=4, cells=3, out=tmp_path / "both")
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):

@@ -19,7 +19,7 @@ from phosphene.run import Run
 from phosphene.search import found
 from phosphene.spaces.genotype import PUBLISHED, parse
 from phosphene.studies import collapse as study
-from phosphene.studies import collapse_figures, figures
+from phosphene.studies import collapse_figures, datasets, figures
 
 SMALL = {"epochs": 2, "warm_up": 1, "batch": 5, "channels": 4, "cells": 3, "nodes": 2}
 SMALL |= {"device": "cpu", "precision": "fp32"}
@@ -203,6 +203,13 @@ def test_an_estimate_is_of_all_searches_and_writes_nothing() -> None:
         study.collapse(data=sets, out=Path("o"), seeds=3, estimate=True, **SMALL)
     assert raised.value.needs["calls"] == 6 and raised.value.needs["minutes"] > 0
     assert not Path("o").exists() and not Path("runs").exists()
+
+
+def test_data_sets_of_one_name_are_told_apart() -> None:
+    assert datasets.apart(["a", "b", "a", "a", "a-2"]) == ["a", "b", "a-3", "a-4", "a-2"]
+    for name in ("noise 1", "noise/1"):
+        ImageDataset.from_arrays(np.zeros((4, 1, 8, 8), np.uint8), labels=[0, 1, 0, 1], name=name).save(Path(name))
+    assert list(datasets.opened(["noise 1", "noise/1"])) == ["noise-1", "noise-1-2"]
 
 
 def test_settings_that_cannot_be_used_are_named() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,19 +14,24 @@ Given = ImageDataset | str | Path
 
 
 def opened(data: Sequence[Given] | None) -> dict[str, ImageDataset]:
-    """Data sets by the names on their cards; where names are alike, with a number.
+    """Data sets by the names on their cards, as they can stand in a folder's name; where they are alike, with a number.
 
     Raises `SettingsError` where none is given, and `DatasetError` naming what cannot be read.
     """
     if not data:
         raise SettingsError("--data is missing: name one or more data sets, each after a --data of its own")
     sets = [ImageDataset.open(given) for given in data]
-    return dict(zip(apart([images.card.name for images in sets]), sets, strict=True))
+    names = [re.sub(r"[^\w-]+", "-", images.card.name) for images in sets]
+    return dict(zip(apart(names), sets, strict=True))
 
 
 def apart(names: Sequence[str]) -> list[str]:
     """The same names, numbered where they are alike: a, b, a-2."""
-    return [n if n not in names[:k] else f"{n}-{names[:k].count(n) + 1}" for k, n in enumerate(names)]
+    found: list[str] = []
+    for name in names:
+        fresh = (f"{name}-{number}" for number in itertools.count(2))
+        found.append(name if name not in found else next(one for one in fresh if one not in [*found, *names]))
+    return found
 
 
 def share(data: ImageDataset) -> int:
