@@ -55,7 +55,7 @@ def collapse(
     algorithm: Annotated[Literal["darts", "sgas"], "how to search"] = "darts",
     epochs: Annotated[int, "epochs of each search, after its warm-up"] = 100,
     seeds: Annotated[int, "searches on each data set"] = 1,
-    images: Annotated[int | None, "that train weights in each search; default: as many as every set can give"] = None,
+    images: Annotated[int | None, "images that train weights; default: as many as every set can give"] = None,
     warm_up: Annotated[int | None, "epochs before that train weights only; default: the search's own"] = None,
     batch: Annotated[int, "images of each part in a step"] = 64,
     channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
