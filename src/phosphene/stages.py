@@ -53,6 +53,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "study classes": "phosphene.studies.classes:classes",
     "study difficulty": "phosphene.studies.difficulty:difficulty",
     "study distinguish": "phosphene.studies.distinguish:distinguish",
+    "study which": "phosphene.studies.which:which",
     "study collapse": "phosphene.studies.collapse:collapse",
     "report": "phosphene.report:report",
 }

@@ -15,6 +15,8 @@ from ..spaces.genotype import KINDS, Genotype, of_choices
 from ..spaces.moves import sample
 from ..spaces.skeleton import plan
 
+LEAST = 3
+"""architectures: fewer have no ranking to speak of"""
 LAYERS = {"sep": 2, "dil": 1}
 """convolution layers (depthwise with its pointwise) of an operation, by the beginning of its name; others have none"""
 BASELINES = ("parameters", "MACs", "depth", "parameter-free operations")

@@ -92,7 +92,8 @@ def _figures(data: ImageDataset, curves: Sequence[Sequence[float]], images: int,
     marks = {f"to_{mark}": mean([first_at(curve, mark) for curve in curves]) for mark in MARKS}
     return {
         "epochs": mean(each),
-        "at_least": float(np.mean([epochs if one is None else one for one in each])),
+        "at_least": float(np.mean(at_least := [epochs if one is None else one for one in each])),
+        "each_at_least": at_least,
         "each": each,
         **marks,
         "final": round(float(np.mean([curve[-1] for curve in curves])), 2),
@@ -105,7 +106,7 @@ def _figures(data: ImageDataset, curves: Sequence[Sequence[float]], images: int,
 def converged(curve: Sequence[float], epochs: int, share: float = 0.95, chance: float = 0.0) -> int | None:
     """The epoch (from 1) at which a training curve has converged, or None where it has not within `epochs`.
 
-    Let h be a twentieth of the epochs, at least one, and the level the mean accuracy of the last h epochs. Convergence
+    Let h be a tenth of the epochs, at least two, and the level the mean accuracy of the last h epochs. Convergence
     is the first epoch from which on the accuracy stays at `share` of the level or above it. There is none where the
     curve still rises (the level is more than (1 − share) / 2 of itself above the h epochs before), or where nothing
     was learned (the level is not above `chance`). A curve that was stopped early was at its ceiling, and counts as
@@ -116,7 +117,7 @@ def converged(curve: Sequence[float], epochs: int, share: float = 0.95, chance: 
         epochs: how many were to be trained.
     """
     stopped = len(curve) < epochs
-    h = max(1, epochs // 20)
+    h = max(2, epochs // 10)
     last, before = curve[-h:], curve[-2 * h : -h]
     level = curve[-1] if stopped else float(np.mean(last))
     rising = not stopped and (not before or level - float(np.mean(before)) > (1 - share) / 2 * level)

@@ -24,14 +24,12 @@ from ..hardware import machine as decide_machine
 from ..run import Run
 from . import datasets, published
 from . import truth as truths
-from .candidates import baselines, design, genotypes
+from .candidates import LEAST, baselines, design, genotypes
 from .distinguish_figures import draw_curves, draw_scatter, draw_tau
 from .figures import write_table
 from .needs import at_least_one
 from .probing import Probe, estimate_all, keys, train_all
 from .ranks import interval, kendall, spearman
-
-LEAST = 3  # architectures: fewer have no ranking to speak of
 
 
 def distinguish(
