@@ -34,7 +34,7 @@ from phosphene.dataset import ImageDataset  # noqa: E402
 from phosphene.hardware import Machine, machine  # noqa: E402
 from phosphene.objectives import soft_cross_entropy  # noqa: E402
 from phosphene.run import Run  # noqa: E402
-from phosphene.search import schedule, sgas  # noqa: E402
+from phosphene.search import sgas  # noqa: E402
 from phosphene.search.halves import Halves  # noqa: E402
 from phosphene.search.supernet import Softmax, alpha_gradient, alpha_step, initial, weight_step  # noqa: E402
 from phosphene.spaces.darts import DartsSpace  # noqa: E402
@@ -81,11 +81,11 @@ def step_of(
 
 
 def decided(space: SearchSpace, share: float) -> Choices:
-    """What SGAS has decided when this share of its rounds is over, by random α (so that all operations occur)."""
+    """What SGAS has decided when this share of the edges is, by random α (so that all operations occur)."""
     draws = torch.Generator().manual_seed(0)
     rows = {d.name: torch.randn(len(d.options), generator=draws).softmax(0).double() for d in space.decisions}
     made: Choices = {}
-    for _ in range(int(share * schedule.rounds(space))):
+    while len(made) < share * len(space.decisions):
         sgas.decide(space, rows, [], made, 1, None)
     return made
 

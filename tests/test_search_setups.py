@@ -269,8 +269,14 @@ def test_a_sharpening_search_goes_back_five_epochs(monkeypatch: pytest.MonkeyPat
     assert [line["eigenvalue"] for line in lines if "epoch" in line] == [1.0] * 6 + [1.5] * 4
 
 
-def test_the_dominant_eigenvalue_is_that_of_the_exact_hessian() -> None:
-    torch.manual_seed(0)
+def test_the_eigenvalue_is_the_largest_of_the_exact_hessian() -> None:
+    """Of several points; at some of them the eigenvalue of largest magnitude is another one, a negative one."""
+    signs = {_eigenvalue_agrees(seed) for seed in range(12)}
+    assert signs == {True, False}
+
+
+def _eigenvalue_agrees(seed: int) -> bool:
+    torch.manual_seed(seed)
     body, head = nn.ModuleList(nn.Linear(6, 6) for _ in range(4)), nn.Linear(6, 3)
 
     class Mixture(nn.Module):
@@ -285,24 +291,24 @@ def test_the_dominant_eigenvalue_is_that_of_the_exact_hessian() -> None:
     alpha = torch.randn(1, 4)
 
     def loss(of: Tensor) -> Tensor:
-        return soft_cross_entropy(net(batch.inputs, {"d": 3 * of[0]}), batch)
+        return soft_cross_entropy(net(batch.inputs, {"d": torch.sin(3 * of[0])}), batch)
 
     values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, alpha).view(4, 4))
-    exact = values[values.abs().argmax()].item()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     generator = torch.Generator().manual_seed(1)
     estimate = dominant_eigenvalue(
         *(
             net,
-            lambda alphas: {"d": 3 * alphas[0][0]},
+            lambda alphas: {"d": torch.sin(3 * alphas[0][0])},
             [alpha.requires_grad_()],
             batch,
             soft_cross_entropy,
             CPU,
             generator,
         ),
-        iterations=50,
-        tolerance=1e-5,
+        iterations=300,
+        tolerance=1e-6,
     )
-    assert estimate == pytest.approx(exact, rel=1e-2)
+    assert estimate == pytest.approx(values[-1].item(), rel=2e-2, abs=2e-2 * values.abs().max().item())
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()) and alpha.grad is None
+    return bool(-values[0] > values[-1])

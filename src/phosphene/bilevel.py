@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,8 @@ from .hardware import Machine
 
 # α tensors -> gates; a function of the tensors alone, since all passes of one step must see the same gates
 MakeGates = Callable[[Sequence[Tensor]], Gates]
+Product = Callable[[list[Tensor]], list[Tensor]]
+"""v -> H v, both in the shapes of the α tensors."""
 
 
 class AlphaGradient(NamedTuple):
@@ -125,30 +128,51 @@ def dominant_eigenvalue(
     radius: float = 1e-2,
     tolerance: float = 1e-2,
 ) -> float:
-    """The eigenvalue of largest magnitude of ∇²_α L_val(w, α), how sharply the loss curves in α (Zela et al. 2020).
+    """The largest eigenvalue of ∇²_α L_val(w, α), how sharply the loss curves upwards in α (Zela et al. 2020).
 
     Power iteration; a product with the Hessian is the difference of two first-order gradients, at α ± `radius` v with
-    ‖v‖ = 1. An iteration costs two such gradients; the last one is when the eigenvalue changes by less than the
-    `tolerance`, relatively, or after `iterations`. Full float32, whatever the machine's precision.
+    ‖v‖ = 1, and costs these two. It finds the eigenvalue of largest magnitude; where that is negative the iteration is
+    done again on the Hessian less that value, whose eigenvalue of largest magnitude is the largest one. Full float32,
+    whatever the machine's precision.
 
     Args:
         net, gates, alphas, valid, objective, machine: as in `first_order`.
         generator: draws the first direction; the same on all ranks.
+        iterations: products at most, either time.
+        tolerance: an iteration ends when the eigenvalue changes relatively by less than this.
     """
     exact = dataclasses.replace(machine, precision="fp32")
-    v = [torch.randn(alpha.shape, generator=generator).to(alpha) for alpha in alphas]
-    found = 0.0
-    for _ in range(iterations):
-        v = list(torch._foreach_div(v, nn.utils.get_total_norm(v)))
+    start = [torch.randn(alpha.shape, generator=generator).to(alpha) for alpha in alphas]
+
+    def product(v: list[Tensor]) -> list[Tensor]:
         sides = []
         for sign in (1, -1):
             moved = [(a.detach() + sign * radius * b).requires_grad_() for a, b in zip(alphas, v, strict=True)]
             with _exact():
                 sides.append(first_order(net, gates, moved, valid, objective, exact).gradients)
-        product = [(plus - minus) / (2 * radius) for plus, minus in zip(*sides, strict=True)]
-        before, found = found, float(sum((a * b).sum() for a, b in zip(product, v, strict=True)))
-        v = product
-        if not any(bool(part.any()) for part in v) or abs(found - before) <= tolerance * abs(found):
+        return [(plus - minus) / (2 * radius) for plus, minus in zip(*sides, strict=True)]
+
+    found = _power_iteration(product, start, iterations, tolerance)
+    if found >= 0:
+        return found
+    shifted = partial(_shifted, product, found)
+    return found + _power_iteration(shifted, start, iterations, tolerance)
+
+
+def _shifted(product: Product, shift: float, v: list[Tensor]) -> list[Tensor]:
+    """(H − shift) v"""
+    return list(torch._foreach_add(product(v), v, alpha=-shift))
+
+
+def _power_iteration(product: Product, v: list[Tensor], iterations: int, tolerance: float) -> float:
+    """The Rayleigh quotient after repeated products, which tends to the eigenvalue of largest magnitude."""
+    found = 0.0
+    for _ in range(iterations):
+        v = list(torch._foreach_div(v, nn.utils.get_total_norm(v)))
+        after = product(v)
+        before, found = found, float(sum((a * b).sum() for a, b in zip(after, v, strict=True)))
+        v = after
+        if abs(found - before) <= tolerance * abs(found):  # at once where the product is zero
             break
     return found
 
