@@ -109,8 +109,8 @@ def converged(curve: Sequence[float], epochs: int, share: float = 0.95, chance: 
     Let h be a tenth of the epochs, at least two, and the level the mean accuracy of the last h epochs. Convergence
     is the first epoch from which on the accuracy stays at `share` of the level or above it. There is none where the
     curve still rises (the level is more than (1 − share) / 2 of itself above the h epochs before), or where nothing
-    was learned (the level is not above `chance`). A curve that was stopped early was at its ceiling, and counts as
-    flat. The paper says no more than "epoch to convergence"; Scheidegger et al., whom it follows, count likewise.
+    was learned (the level is not above `chance`), nor where 2h epochs are not there to see it. A curve that was stopped
+    early was at its ceiling, and counts as flat. (The paper says no more than that it counts epochs to convergence.)
 
     Args:
         curve: accuracies, per cent.
@@ -120,7 +120,7 @@ def converged(curve: Sequence[float], epochs: int, share: float = 0.95, chance: 
     h = max(2, epochs // 10)
     last, before = curve[-h:], curve[-2 * h : -h]
     level = curve[-1] if stopped else float(np.mean(last))
-    rising = not stopped and (not before or level - float(np.mean(before)) > (1 - share) / 2 * level)
+    rising = not stopped and (len(before) < h or level - float(np.mean(before)) > (1 - share) / 2 * level)
     if level <= chance or rising:
         return None
     below = np.flatnonzero(np.asarray(curve) < share * level)
