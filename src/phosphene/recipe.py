@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
+import math
 import multiprocessing
 import os
 import tempfile
@@ -317,16 +318,21 @@ def _asked(entry: dict[str, Any], job: Job) -> bool:
     return all(job.axes.get(axis) == entry[axis] for axis in ("case", "seed") if axis in entry)
 
 
-def _values(entry: dict[str, Any], jobs: list[Job], folder: Path) -> dict[str, float]:
+def _values(entry: dict[str, Any], jobs: list[Job], folder: Path) -> dict[str, float | None]:
     """The figure of each seed; a study's list, one number for each seed of its own, gives several."""
-    found: dict[str, float] = {}
+    found: dict[str, float | None] = {}
     for job in jobs:
         if state := _state(folder, job):
             value, seed = _look_up(state, entry["key"], job), job.axes.get("seed", 0)
             many = value if isinstance(value, list) else [value]
             keys = [f"{seed}.{k}" for k in range(len(many))] if isinstance(value, list) else [str(seed)]
-            found |= {key: float(one) * entry.get("times", 1) for key, one in zip(keys, many, strict=True)}
+            found |= {key: _number(one, entry) for key, one in zip(keys, many, strict=True)}
     return found
+
+
+def _number(value: Any, entry: dict[str, Any]) -> float | None:
+    """The value in the figure's unit; None where it is undefined, as the correlation with a constant is."""
+    return None if value is None or math.isnan(value) else float(value) * entry.get("times", 1)
 
 
 def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: Path) -> dict[str, Any]:
@@ -334,8 +340,8 @@ def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: 
     of_case = [job for job in jobs if job.axes.get("case") == case and _state(folder, job)]
     if "interval" not in entry or len(of_case) != 1:
         return {}
-    ends = [float(_look_up(_state(folder, of_case[0]), key, of_case[0])) for key in entry["interval"]]
-    return {"interval": [end * entry.get("times", 1) for end in ends]}
+    ends = [_number(_look_up(_state(folder, of_case[0]), key, of_case[0]), entry) for key in entry["interval"]]
+    return {} if None in ends else {"interval": ends}
 
 
 def _record(

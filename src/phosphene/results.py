@@ -65,10 +65,13 @@ def _read(path: Path) -> dict[str, Any]:
     return record
 
 
-def figure(label: str, values: dict[str, float], **fields: Any) -> dict[str, Any]:
-    """One figure: its value for each seed, their mean, and from two seeds on their (sample) standard deviation."""
-    numbers = list(values.values())
-    mean = sum(numbers) / len(numbers)
+def figure(label: str, values: dict[str, float | None], **fields: Any) -> dict[str, Any]:
+    """One figure: its value for each seed, their mean, and from two seeds on their (sample) standard deviation.
+
+    A value is None where it is undefined; it is left out of the mean.
+    """
+    numbers = [value for value in values.values() if value is not None]
+    mean = sum(numbers) / len(numbers) if numbers else None
     spread = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (len(numbers) - 1)) if len(numbers) > 1 else None
     return {"label": label, "mean": mean, "sd": spread, "values": values, **fields}
 
@@ -135,10 +138,12 @@ def _table(group: str, figures: list[dict[str, Any]]) -> list[str]:
 
 
 def _measured(figure: dict[str, Any]) -> str:
+    if figure["mean"] is None:
+        return "undefined"
     digits = figure.get("digits", 2)
     unit = f" {figure['unit']}" if figure.get("unit") else ""
     spread = "" if figure["sd"] is None else f" ± {figure['sd']:.{digits}f}"
-    count = "" if figure["sd"] is None else f" ({len(figure['values'])})"
+    count = "" if figure["sd"] is None else f" ({sum(value is not None for value in figure['values'].values())})"
     between = ", ".join(f"{end:.{digits}f}" for end in figure.get("interval", ()))
     return f"{figure['mean']:,.{digits}f}{spread}{unit}{count}" + (f" [{between}]" if between else "")
 
