@@ -24,7 +24,8 @@ BASELINES = ("parameters", "MACs", "depth", "parameter-free operations")
 
 def genotypes(count: int, seed: int) -> list[str]:
     """`count` different random genotypes of the DARTS space, as text; a longer list begins with the shorter one."""
-    space, found, number = DartsSpace(), [], 0
+    space, number = DartsSpace(), 0
+    found: list[str] = []
     while len(found) < count:
         mixed = int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> 1)
         text = str(space.genotype(sample(space, torch.Generator().manual_seed(mixed))))

@@ -89,6 +89,7 @@ def difficulty(
 def _figures(data: ImageDataset, curves: Sequence[Sequence[float]], images: int, epochs: int, share: float) -> Any:
     """What is said of one data set; means over seeds, None where a network did not get there."""
     each = [converged(curve, epochs, share, chance(data)) for curve in curves]
+    each_at_least = [epochs if one is None else one for one in each]
     marks = {f"to_{mark}": mean([first_at(curve, mark) for curve in curves]) for mark in MARKS}
     return {
         "epochs": mean(each),

@@ -29,7 +29,7 @@ from .distinguish_figures import draw_curves, draw_scatter, draw_tau
 from .figures import write_table
 from .needs import at_least_one
 from .probing import Probe, estimate_all, keys, train_all
-from .ranks import interval, kendall, spearman
+from .ranks import Column, interval, kendall, spearman
 
 
 def distinguish(
@@ -80,10 +80,10 @@ def distinguish(
     here = decide_machine(device, precision)
     first = Probe(arch="", data="", seed=seed, device=device, precision=precision, **trained)
     probes = {name: [replace(first, arch=text, data=str(one.folder)) for text in texts] for name, one in sets.items()}
-    real = []
+    real: list[Probe] = []
     if truth_data is not None:
-        changed = {"data": truth_data, "test": test, "epochs": truth_epochs or epochs, "augment": truth_augment}
-        changed["images"] = truth_images or min(count, len(ImageDataset.open(truth_data)))
+        changed: dict[str, Any] = {"data": truth_data, "test": test, "epochs": truth_epochs or epochs}
+        changed |= {"augment": truth_augment, "images": truth_images or min(count, len(ImageDataset.open(truth_data)))}
         real = [replace(first, arch=text, **changed) for text in texts]
         probes = {name: _tested(several, real, sets[name]) for name, several in probes.items()}
     todo = [*real, *(probe for several in probes.values() for probe in several)]
@@ -129,7 +129,7 @@ def _tested(probes: list[Probe], real: list[Probe], data: ImageDataset) -> list[
     return real if same and asked == real else probes
 
 
-def agreement(column: Sequence[float], reached: Sequence[float]) -> dict[str, float]:
+def agreement(column: Column, reached: Sequence[float]) -> dict[str, float]:
     """Kendall's tau and Spearman's rho of a column against the truth, each with its interval."""
     figures: dict[str, float] = {}
     for name, statistic in (("tau", kendall), ("rho", spearman)):
@@ -173,7 +173,7 @@ def _write(
     shown = list(next(iter(found.values())))
     rows = [[name, *(figures.get(key) for key in shown)] for name, figures in (found | beside).items()]
     write_table(folder / "table.csv", ["ranked by", *shown], rows)
-    columns = {"truth": reached, **{name: curve[:, -1] for name, curve in curves.items()}, **free}
+    columns: dict[str, Any] = {"truth": reached, **{name: curve[:, -1] for name, curve in curves.items()}, **free}
     networks = [[text, *(column[k] for column in columns.values())] for k, text in enumerate(texts)]
     write_table(folder / "networks.csv", ["architecture", *columns], networks)
     draw_curves(curves, reached, folder / "curves.png")

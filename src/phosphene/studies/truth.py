@@ -11,6 +11,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from ..errors import SettingsError
 
@@ -35,18 +36,18 @@ def read(path: Path) -> dict[str, float]:
     return found
 
 
-def _json(path: Path) -> list[tuple[object, object]]:
-    def once(pairs: list[tuple[object, object]]) -> list[tuple[object, object]]:
+def _json(path: Path) -> list[tuple[str, Any]]:
+    def once(pairs: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
         return pairs  # a dict would swallow what is said twice
 
-    pairs: list[tuple[object, object]] = json.loads(path.read_text(), object_pairs_hook=once)
+    pairs: list[tuple[str, Any]] = json.loads(path.read_text(), object_pairs_hook=once)
     return pairs
 
 
-def _csv(path: Path) -> list[tuple[object, object]]:
+def _csv(path: Path) -> list[tuple[str, Any]]:
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [(row[0], row[-1]) for row in csv.reader(file, skipinitialspace=True) if row]
-    return rows[1:] if rows and not _is_number(rows[0][1]) else list(rows)
+        rows: list[tuple[str, Any]] = [(row[0], row[-1]) for row in csv.reader(file, skipinitialspace=True) if row]
+    return rows[1:] if rows and not _is_number(rows[0][1]) else rows
 
 
 def _is_number(text: str) -> bool:
