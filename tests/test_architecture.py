@@ -193,3 +193,9 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         comparison.compare(["darts-v1", "cifar-resnet20"], out=tmp_path / "g.png")
     with pytest.raises(ArchitectureError, match="nothing-of-this-name"):
         comparison.compare(["nothing-of-this-name"], out=tmp_path / "g.png")
+
+
+@pytest.mark.parametrize("name", ["spos", "proxyless-gpu", "macro-best", "nb201-best"])
+def test_pictures_of_networks_without_darts_cells(name, tmp_path):
+    shown = architecture.show(name, out=tmp_path / "drawn.png")
+    assert shown["params"] > 0 and shown["notation"] and (tmp_path / "drawn.png").stat().st_size > 5000

@@ -1,4 +1,4 @@
-"""Show an architecture: what it costs, its genotype, and its two cells drawn as graphs."""
+"""Show an architecture: what it costs, how it is written, and its cells or layers drawn."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def show(
     stem: Annotated[
         Literal["auto", "cifar", "imagenet", "tiny"] | None, "first layers; default: from the size, or as in the file"
     ] = None,
-    out: Annotated[Path | None, "where to draw the cells; default: cells-NAME.png here"] = None,
+    out: Annotated[Path | None, "where to draw; default: cells-NAME.png or layers-NAME.png here"] = None,
 ) -> dict[str, Any]:
-    """Count an architecture's parameters and multiply-accumulates, and draw its cells.
+    """Count an architecture's parameters and multiply-accumulates, and draw its cells or its layers.
 
     A published name is shown at its published setting: 36 channels and 20 cells, or 48 and 14 from 96 pixels on.
 
@@ -53,8 +53,13 @@ def show(
         path = Path(f"cells-{title(arch)}.png") if out is None else out
         draw_cells(found, path, title=title(arch))
         result["cells"] = str(path)
+    elif hasattr(space, "draw"):
+        result["notation"] = space.notation(found.choices)
+        path = Path(f"layers-{title(arch)}.png") if out is None else out
+        space.draw(found.choices, path, title=title(arch))
+        result["drawing"] = str(path)
     elif out is not None:
-        raise SettingsError(f"--out {out}: {title(arch)} has no cells to draw; leave it out")
+        raise SettingsError(f"--out {out}: {title(arch)} has nothing to draw; leave it out")
     return result
 
 
@@ -86,6 +91,8 @@ def title(arch: str | Path | Architecture) -> str:
     """A short name for a figure or a file."""
     if isinstance(arch, Architecture) or str(arch).strip().startswith("Genotype("):
         return "architecture" if isinstance(arch, Architecture) else "genotype"
+    if set(str(arch)) & set("|[ "):  # a text that says the architecture itself
+        return "architecture"
     path = Path(str(arch))
     name = path.resolve().parent.name if path.name == "arch.json" else path.stem if path.is_file() else path.name
     return re.sub(r"[^\w.-]+", "-", name) or "architecture"
