@@ -39,8 +39,13 @@ def draw_curves(
     axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axis.set_xlabel("epoch", color=INK)
     axis.set_ylabel("training accuracy, %", color=INK)
-    title = "dots: converged; dotted: stopped at its ceiling"
-    title += "; bands: one standard deviation" if any(len(several) > 1 for several in curves.values()) else ""
+    every = [curve for several in curves.values() for curve in several]
+    notes = {
+        "dots: converged": any(epoch is not None for each in epochs_of.values() for epoch in each),
+        "dotted: stopped at its ceiling": any(len(curve) < epochs for curve in every),
+        "bands: one standard deviation over seeds": len(every) > len(curves),
+    }
+    title = "; ".join(note for note, there in notes.items() if there)
     drawn.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9.5, title=title, title_fontsize=8)
     drawn.savefig(path, dpi=140)
 

@@ -82,6 +82,8 @@ def draw_tau(
 
 
 def _figure(figures: Mapping[str, float]) -> str:
+    if math.isnan(figures["tau"]):
+        return "none, all are equal"
     return f"{figures['tau']:.2f} [{figures['tau_low']:.2f}, {figures['tau_high']:.2f}]"
 
 
