@@ -36,8 +36,17 @@ if TYPE_CHECKING:
     from .importing import import_ as import_dataset
     from .recipe import run as run_recipe
     from .report import report
+    from .studies.classes import classes as study_classes
+    from .studies.collapse import collapse as study_collapse
+    from .studies.difficulty import difficulty as study_difficulty
+    from .studies.distinguish import distinguish as study_distinguish
+    from .studies.which import which as study_which
     from .synthesis.command import synthesize
     from .synthesis.noise import noise
+    from .synthesis.unreal import fractal as unreal_fractal
+    from .synthesis.unreal import noise as unreal_noise
+    from .synthesis.unreal import random_labels as unreal_random_labels
+    from .synthesis.unreal import relabel
     from .teacher import Teacher
     from .teacher import load as load_teacher
     from .train import load_network, train
@@ -64,11 +73,20 @@ __all__ = [
     "load_network",
     "load_teacher",
     "noise",
+    "relabel",
     "report",
     "run_recipe",
     "search",
+    "study_classes",
+    "study_collapse",
+    "study_difficulty",
+    "study_distinguish",
+    "study_which",
     "synthesize",
     "train",
+    "unreal_fractal",
+    "unreal_noise",
+    "unreal_random_labels",
 ]
 
 _WHERE = {
@@ -83,10 +101,19 @@ _WHERE = {
     "load_network": "train:load_network",
     "load_teacher": "teacher:load",
     "noise": "synthesis.noise:noise",
+    "relabel": "synthesis.unreal:relabel",
     "report": "report:report",
     "run_recipe": "recipe:run",
+    "study_classes": "studies.classes:classes",
+    "study_collapse": "studies.collapse:collapse",
+    "study_difficulty": "studies.difficulty:difficulty",
+    "study_distinguish": "studies.distinguish:distinguish",
+    "study_which": "studies.which:which",
     "synthesize": "synthesis.command:synthesize",
     "train": "train:train",
+    "unreal_fractal": "synthesis.unreal:fractal",
+    "unreal_noise": "synthesis.unreal:noise",
+    "unreal_random_labels": "synthesis.unreal:random_labels",
 }
 
 
