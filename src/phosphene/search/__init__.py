@@ -10,8 +10,8 @@ SEARCHES = {
 
 
 def notation(space: SearchSpace, choices: Choices) -> str:
-    """Complete choices in the space's own notation (a genotype), else as `decision=option` in a row."""
-    own = getattr(space, "genotype", None)
-    if own is not None:
-        return str(own(choices))
+    """Complete choices as the space writes them (a genotype, a code), else as `decision=option` in a row."""
+    for own in ("genotype", "notation"):
+        if hasattr(space, own):
+            return str(getattr(space, own)(choices))
     return " ".join(f"{d.name}={d.options[choices[d.name]]}" for d in space.decisions)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from ..dataset import ImageDataset
 from .found import Found, find, open_data
 from .setups import RATES, augmentation, check, settle, total_steps
+from .sizes import SpaceName, settled
 
 __all__ = ["Found", "darts", "random", "sgas"]
 
@@ -17,17 +18,20 @@ SHARED = ("batch", "order", "warm_up", "validation", "train_fraction", "temperat
 def darts(
     data: Annotated[ImageDataset | str | Path | None, "the data set to search on"] = None,
     *,
-    space: Annotated[Literal["darts"], "what to choose from"] = "darts",
+    space: Annotated[SpaceName, "what to choose from"] = "darts",
     epochs: Annotated[int, "epochs over the training part, after those of --warm-up"] = 50,
     steps: Annotated[int | None, "weight steps in all, instead of --epochs"] = None,
     batch: Annotated[int, "images of each part in a step, over all processes"] = 64,
     order: Annotated[int, "1: first order; 2: second order (about twice the time)"] = 1,
-    channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
-    cells: Annotated[int, "supernet: cells"] = 8,
-    nodes: Annotated[int, "nodes in a cell"] = 4,
+    channels: Annotated[int | None, "supernet: channels of the first cell; default 16"] = None,
+    cells: Annotated[int | None, "supernet: cells; default 8; nasbench201, of each stack, 5"] = None,
+    nodes: Annotated[int | None, "darts: nodes in a cell; default 4"] = None,
+    width: Annotated[float | None, "supernet of blocks: share of the published channels; default 1"] = None,
+    depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None,
     stem: Annotated[Literal["auto", "cifar", "imagenet", "tiny"], "first layers; auto: from the input's size"] = "auto",
-    final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48"] = None,
-    final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14"] = None,
+    final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48; nasbench201 16"] = None,
+    final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14; nasbench201 5"] = None,
+    final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
     params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
     macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
     setup: Annotated[Literal["auto", "real", "unreal"], "auto: unreal where labels say nothing of images"] = "auto",
@@ -61,7 +65,7 @@ def darts(
     precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
     estimate: Annotated[bool, "only measure minutes, memory and disk it would need"] = False,
 ) -> Found:
-    """Search a cell by gradients through a supernet that mixes all operations (DARTS, Liu et al. 2019).
+    """Search by gradients through a supernet that mixes all operations (DARTS, Liu et al. 2019).
 
     Defaults are the paper's: 50 epochs of 64 images from either half, 16 channels, 8 cells; for data whose labels are
     random those of UnrealNAS. The result is within the bounds of --params and --macs, which are of the final network.
@@ -69,6 +73,7 @@ def darts(
 
     Example:
         phosphene search darts --data d --epochs 10 --params 3M..4M --out found
+        phosphene search darts --data d --space macro --width .5 --macs 50M --out found
 
     Raises:
         SettingsError: a setting that cannot be used, or that does not fit the data.
@@ -85,7 +90,7 @@ def darts(
 def sgas(
     data: Annotated[ImageDataset | str | Path | None, "the data set to search on"] = None,
     *,
-    space: Annotated[Literal["darts"], "what to choose from"] = "darts",
+    space: Annotated[SpaceName, "what to choose from"] = "darts",
     epochs: Annotated[int, "epochs over the training part, after those of --warm-up"] = 50,
     steps: Annotated[int | None, "weight steps in all, instead of --epochs"] = None,
     criterion: Annotated[int, "1: importance and certainty of an edge; 2: its stability, too"] = 2,
@@ -95,12 +100,15 @@ def sgas(
     batch: Annotated[int, "images of each part in a step, over all processes, at first"] = 64,
     batch_increase: Annotated[int, "images more after each round of decisions"] = 8,
     order: Annotated[int, "1: first order; 2: second order (about twice the time)"] = 1,
-    channels: Annotated[int, "supernet: channels of a node in the first cell"] = 16,
-    cells: Annotated[int, "supernet: cells"] = 8,
-    nodes: Annotated[int, "nodes in a cell"] = 4,
+    channels: Annotated[int | None, "supernet: channels of the first cell; default 16"] = None,
+    cells: Annotated[int | None, "supernet: cells; default 8; nasbench201, of each stack, 5"] = None,
+    nodes: Annotated[int | None, "darts: nodes in a cell; default 4"] = None,
+    width: Annotated[float | None, "supernet of blocks: share of the published channels; default 1"] = None,
+    depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None,
     stem: Annotated[Literal["auto", "cifar", "imagenet", "tiny"], "first layers; auto: from the input's size"] = "auto",
-    final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48"] = None,
-    final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14"] = None,
+    final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48; nasbench201 16"] = None,
+    final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14; nasbench201 5"] = None,
+    final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
     params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
     macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
     setup: Annotated[Literal["auto", "real", "unreal"], "auto: unreal where labels say nothing of images"] = "auto",
@@ -132,7 +140,7 @@ def sgas(
     precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
     estimate: Annotated[bool, "only measure minutes, memory and disk it would need"] = False,
 ) -> Found:
-    """Search a cell as DARTS does, but decide one edge after the other on the way (SGAS, Li et al. 2020).
+    """Search as DARTS does, but decide one edge after the other on the way (SGAS, Li et al. 2020).
 
     What is decided is no longer computed, so that the search gets faster. Defaults are the paper's: 50 epochs, in each
     kind of cell one decision after epochs 9, 14, …, 44 (counted from 0); of other numbers of epochs, after the same
@@ -156,11 +164,13 @@ def sgas(
 def random(
     data: Annotated[ImageDataset | str | Path | None, "the data set that the network is for"] = None,
     *,
-    space: Annotated[Literal["darts"], "what to choose from"] = "darts",
-    nodes: Annotated[int, "nodes in a cell"] = 4,
+    space: Annotated[SpaceName, "what to choose from"] = "darts",
+    nodes: Annotated[int | None, "darts: nodes in a cell; default 4"] = None,
+    depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None,
     stem: Annotated[Literal["auto", "cifar", "imagenet", "tiny"], "first layers; auto: from the input's size"] = "auto",
-    final_channels: Annotated[int | None, "channels in the first cell; default 36, ImageNet 48"] = None,
-    final_cells: Annotated[int | None, "cells; default 20, ImageNet 14"] = None,
+    final_channels: Annotated[int | None, "channels of the first cell; default 36, ImageNet 48; nasbench201 16"] = None,
+    final_cells: Annotated[int | None, "cells; default 20, ImageNet 14; nasbench201 5"] = None,
+    final_width: Annotated[float | None, "blocks: share of the published channels; default 1"] = None,
     params: Annotated[str | None, "bound on parameters: 3.5M or 3M..4M"] = None,
     macs: Annotated[str | None, "bound on multiply-accumulates: 600M or 500M..600M"] = None,
     crop: Annotated[int | None, "side of the network's input; default: the teacher's input, else the image"] = None,
@@ -179,7 +189,7 @@ def random(
         ArchitectureError: the space cannot be built with these settings.
         BudgetError: no architecture keeps the bounds.
     """
-    given = dict(locals()) | {"channels": 16, "cells": 8, "device": "cpu", "precision": "fp32"}
+    given = settled(dict(locals()) | {"device": "cpu", "precision": "fp32"})
     images = open_data(given.pop("data"))
     augment = augmentation(images, {"crop": crop, "pad": 0, "flip": False, "setup": "real"})
     return find("random", images, augment, given, {"steps": 1})
@@ -188,7 +198,7 @@ def random(
 def _begin(given: dict[str, Any]) -> tuple[dict[str, Any], ImageDataset, dict[str, Any]]:
     """(the settings, those of the set-up filled in; the data; what DARTS and SGAS take alike), all checked."""
     images = open_data(given.pop("data"))
-    given = settle(given, images)
+    given = settle(settled(given), images)
     augment = augmentation(images, given)
     check(images, given)
     passed = {name: given[name] for name in SHARED} | {"auxiliary_skip": given["skip_weight"], "augment": augment}

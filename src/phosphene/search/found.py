@@ -1,7 +1,8 @@
 """What the commands `phosphene search …` share: open the run, search, and write what was found.
 
-Files in the run's folder: `arch.json` (the final network: its space and choices), `genotype.txt`, `cells.png`,
-`result.json`; of a supernet, too: `alphas.npy`, `alphas.png`, `supernet.safetensors`, `supernet.json`.
+Files in the run's folder: `arch.json` (the final network: its space and choices), `genotype.txt` (as its space writes
+it), `cells.png` (where it has a genotype) or `architecture.png`, `result.json`; of a supernet, too: `alphas.npy`,
+`alphas.png`, `supernet.safetensors`, `supernet.json`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import costs, spaces
+from .. import costs
 from ..cells import draw_cells
 from ..core import Architecture, Batch, SearchSpace
 from ..costs import Budget
@@ -28,7 +29,8 @@ from ..objectives import OBJECTIVES
 from ..progress import say
 from ..run import Run
 from . import SEARCHES, notation
-from .robust import operations
+from .robust import check_skips, operations
+from .sizes import pair
 from .supernet import SKIP
 
 UNNAMED = ("out", "seed", "device", "estimate", "setup")  # settings that are no part of a run's identity as such
@@ -76,14 +78,14 @@ def find(
     Args:
         algorithm: a key of `SEARCHES`.
         augment: decides the size of the network's input.
-        given: the command's settings; they are the run's identity.
+        given: the command's settings, those of sizes `settled`; they are the run's identity.
         passed: the algorithm's settings.
     """
     here = decide_machine(given["device"], given["precision"])
-    searched = _space(given, images, augment, given["channels"], given["cells"])
-    published = spaces.published(searched.spec["stem"])
-    asked = {name: given[f"final_{name}"] for name in published}
-    final = _space(given, images, augment, **{name: published[name] if n is None else n for name, n in asked.items()})
+    searched, final = pair(given, images, augment)
+    for flag in ("skip_weight", "stop_skips"):
+        if given.get(flag):
+            check_skips(searched, "--" + flag.replace("_", "-"))
     budget = Budget.parse(given["params"], given["macs"]).of(final)
     identity = {name: value for name, value in given.items() if name not in UNNAMED}
     identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, "augment": vars(augment)}
@@ -110,16 +112,6 @@ def _algorithm(name: str) -> Callable[..., Architecture]:
     return found
 
 
-def _space(
-    given: dict[str, Any], images: ImageDataset, augment: Augmentation, channels: int, cells: int
-) -> SearchSpace:
-    channels_in, height, width = images.card.shape
-    crop = getattr(augment, "crop", None)
-    size = (height, width) if crop is None else (crop, crop)
-    spec = {"name": given["space"], "nodes": given["nodes"], "stem": given["stem"], "classes": images.card.classes}
-    return spaces.space({**spec, "channels": channels, "cells": cells, "shape": [channels_in, *size]})
-
-
 def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path: Path) -> dict[str, Any]:
     with torch.device("meta"):
         net = final.build(architecture.choices)
@@ -142,7 +134,10 @@ def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path
 def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: Architecture) -> None:
     architecture.save(path / "arch.json")
     (path / "genotype.txt").write_text(notation(final, architecture.choices) + "\n")
-    draw_cells(architecture, path / "cells.png")
+    if hasattr(final, "genotype"):
+        draw_cells(architecture, path / "cells.png")
+    elif hasattr(final, "draw"):
+        final.draw(architecture.choices, path / "architecture.png")
     if (path / "alphas.npy").exists():
         plot(np.load(path / "alphas.npy"), searched, path / "alphas.png")
 
