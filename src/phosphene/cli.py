@@ -36,6 +36,7 @@ COMMANDS = {
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
     "arch show": ("phosphene.architecture:show", "Parameters, MACs and drawn cells of an architecture"),
     "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
+    "proxies": ("phosphene.proxies.command:proxies", "Scores of architectures without any training"),
     "train": ("phosphene.train:train", "Train an architecture on a data set"),
     "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
     "study classes": ("phosphene.studies.classes:classes", "What is found by the number of random classes"),

@@ -48,6 +48,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "search random": "phosphene.search.command:random",
     "arch show": "phosphene.architecture:show",
     "arch compare": "phosphene.comparison:compare",
+    "proxies": "phosphene.proxies.command:proxies",
     "train": "phosphene.train:train",
     "evaluate": "phosphene.evaluate:evaluate",
     "study classes": "phosphene.studies.classes:classes",

@@ -1,0 +1,67 @@
+"""Zen-score (Lin et al. 2021, Algorithm 1): log E‖f(x) − f(x + αε)‖_F + Σ_l log √(mean_c σ²_lc).
+
+f is the network up to its last pool, with Gaussian weights; x and ε are Gaussian, so no data are needed. BatchNorm
+keeps f in range, and the second sum puts back what it took away: σ²_lc is the variance of channel c before BatchNorm l.
+The algorithm also removes residual links; a space of any kind cannot be asked for that, so they stay.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..core import Batch, Objective
+from .passes import batch_statistics, norms, weights
+
+ALPHA = 0.01
+POOLS = {getattr(torch.ops.aten, name) for name in ("mean", "avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d")}
+
+
+class BeforePool(TorchDispatchMode):
+    """Keeps the map ``(N, C, H, W)`` that went into the last pool that ran inside."""
+
+    map: Tensor | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in POOLS and args[0].dim() == 4:
+            self.map = args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def zen(net: nn.Module, batch: Batch, objective: Objective, generator: torch.Generator) -> float:
+    """The score with as many Gaussian images as the batch has, of its shape; of the images it sees nothing else."""
+    for weight in weights(net):
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+    shape, device = batch.inputs.shape, batch.inputs.device
+    x, epsilon = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    scales: list[float] = []
+    hooks = [norm.register_forward_pre_hook(lambda _, inputs: scales.append(_scale(inputs[0]))) for norm in norms(net)]
+    plain = _features(batch_statistics(net), x)
+    for hook in hooks:
+        hook.remove()
+    moved = _features(net, x + ALPHA * epsilon)
+    distance = float((plain - moved).double().flatten(1).norm(dim=1).mean())
+    return _log(distance) + sum(map(_log, scales))
+
+
+def _features(net: nn.Module, x: Tensor) -> Tensor:
+    """The map before the last pool; the logits of a network that has none."""
+    with BeforePool() as before:
+        logits: Tensor = net(x)
+    return logits if before.map is None else before.map
+
+
+def _scale(x: Tensor) -> float:
+    """√(mean over channels of the variance over images and pixels)."""
+    channels = x.double().transpose(0, 1).flatten(1)
+    return math.sqrt(float(channels.var(1, correction=0).mean()))
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, sys.float_info.min))
