@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -210,3 +211,208 @@ def test_completions_come_each_once_and_all():
     assert Budget.parse("1M").of(fixed).fits({})
     with pytest.raises(BudgetError, match=r"--params 1K excludes"):
         Budget.parse("1k").of(fixed)
+
+
+# -- what is drawn costs on average ----------------------------------------------------------------------------------
+
+
+def some_shares(space, seed=0):
+    """For each decision random probabilities of the options that may be chosen."""
+    draws = np.random.default_rng(seed)
+    found = {}
+    for decision in space.decisions:
+        row = np.zeros(len(decision.options))
+        row[list(decision.free)] = draws.dirichlet(np.ones(len(decision.free)))
+        found[decision.name] = torch.tensor(row)
+    return found
+
+
+def mean_by_hand(space, table, shares, made=None):
+    """Σ over every order and option of probability x cost, by plain recursion over the whole space."""
+    made = {**(made or {}), **space.forced(made or {})}
+    still = [d for d in space.decisions if d.name not in made]
+    if not still:
+        return np.array(table.of(made), float)
+    total = np.zeros(2)
+    for decision in still:
+        for option in decision.free:
+            p = float(shares[decision.name][option]) / len(still)
+            total += p * mean_by_hand(space, table, shares, made | {decision.name: option})
+    return total
+
+
+class Forcing(Widths):
+    """Two of three decisions are chosen, the last is forced to be nothing; every option adds by itself."""
+
+    spec: dict = {"name": "forcing", "shape": (1, 2, 2)}  # noqa: RUF012
+    decisions = tuple(Decision(name, ("none", "2", "3"), frozenset({"none"})) for name in "abc")
+    groups = (("a", "b", "c"),)
+
+    def forced(self, made):
+        chosen = [name for name in made if made[name]]
+        return {name: 0 for name in "abc" if name not in made} if len(chosen) == 2 else {}
+
+    def parts(self, decision, option):
+        return [("abc".index(decision), option)]
+
+    def part(self, key):
+        place, option = key
+        return nn.Linear(option * (place + 1), 4, bias=place == 1), (option * (place + 1),)
+
+    def build(self, choices):
+        class Sum(nn.Module):
+            def __init__(self, parts):
+                super().__init__()
+                self.parts = nn.ModuleList(parts)
+
+            def forward(self, x):
+                return sum(part(x.flatten(1)[:, :1].expand(-1, part.in_features)) for part in self.parts)
+
+        return Sum([self.part(key)[0] for name, k in choices.items() if k for key in self.parts(name, k)])
+
+
+@pytest.mark.parametrize("space", [Forcing(), spaces.space({"name": "macro", "depths": [1, 1], "shape": [1, 8, 8]})])
+def test_the_expected_cost_is_the_mean_over_all_draws(space):
+    table, shares = prices.prices(space, costs.count), some_shares(space)
+    assert isinstance(table, prices.Table)
+    expected = table.expected(shares)
+    assert expected.dtype == torch.float64
+    assert np.allclose(expected.numpy(), mean_by_hand(space, table, shares))
+
+
+def test_the_expected_cost_of_a_cell_is_that_of_many_draws():
+    """A whole space of cells, whose edges are left out by force: the mean of drawn architectures."""
+    generator, shares = torch.Generator().manual_seed(0), {}
+    for decision in TINY.decisions:  # equal chances, as `drawn` takes
+        shares[decision.name] = torch.tensor([0.0] + [1 / 7] * 7, dtype=torch.float64)
+    seen = np.array([TABLE.of(prices.drawn(TINY, generator)) for _ in range(3000)])
+    error = np.abs(seen.mean(0) - TABLE.expected(shares).numpy()) / (seen.std(0) / math.sqrt(len(seen)))
+    assert (error < 4).all(), error
+
+
+def test_the_expected_cost_has_the_gradient_of_its_finite_differences():
+    shares = {name: row.requires_grad_() for name, row in some_shares(TINY).items()}
+    budget = Budget(soft=(("macs", 1e6),), prices=TABLE)
+    budget.expected(shares)["macs"].backward()
+    for name, option in [("normal/3<-1", 4), ("reduce/2<-0", 1)]:
+        sides = []
+        for sign in (1, -1):
+            moved = {n: row.detach().clone() for n, row in shares.items()}
+            moved[name][option] += sign * 1e-3
+            sides.append(float(budget.expected(moved)["macs"]))
+        assert math.isclose((sides[0] - sides[1]) / 2e-3, float(shares[name].grad[option]), rel_tol=1e-6)
+
+
+def test_the_expected_cost_of_other_spaces_is_exact_where_all_is_certain_about_one_change():
+    space, built = Widths(), prices.Built(Widths(), costs.count)
+    certain = {name: torch.tensor([1.0, 0, 0]) for name in "abc"}
+    for name, option in [("a", 0), ("b", 2), ("c", 1)]:
+        row = torch.eye(3)[option]
+        expected = built.expected(certain | {name: row})
+        assert expected.tolist() == list(built.of({"a": 0, "b": 0, "c": 0} | {name: option}))
+
+    class Tied(Widths):
+        decisions = tuple(Decision(name, ("1", "2", "4"), frozenset({"1"})) for name in "abc")
+
+    with pytest.raises(SettingsError, match="soft target"):
+        prices.Built(Tied(), costs.count).expected(certain)
+    assert space.forced({}) == {}
+
+
+# -- soft targets and latency ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds", "soft"),
+    [("~3M", None, 3e6), ("3.5M,~3M", (0, 3.5e6), 3e6), ("~ 3M , 2M..4M", (2e6, 4e6), 3e6), ("4M", (0, 4e6), None)],
+)
+def test_soft_targets_are_read(text, bounds, soft):
+    assert costs.asked(text, "--macs") == (bounds, soft)
+
+
+@pytest.mark.parametrize("text", ["~", "~0", "~>=3M", "~1M..2M", "~1M,~2M", "1M,2M", "~x"])
+def test_what_is_no_soft_target_is_named(text):
+    with pytest.raises(SettingsError, match="--macs"):
+        costs.asked(text, "--macs")
+
+
+def test_aims_are_the_soft_targets_else_what_bounds_allow():
+    assert Budget.parse("~3M", "1G", 20).aims == {"params": 3e6}
+    assert Budget.parse(">=3M", "1G", "5..20").aims == {"macs": 1e9, "latency": 20}
+    assert Budget.parse().aims == {} and Budget.parse(">=3M").aims == {}
+    assert Budget.parse(latency="~5").timed and not Budget.parse("3M").timed
+
+
+class Watch:
+    """Nanoseconds that are known: 100 and the number of parameters for a part, 5,000 more for a network."""
+
+    def part(self, space, key):
+        return 100 + costs.params(space.part(key)[0])
+
+    def network(self, space, choices):
+        keys = [key for name, k in choices.items() for key in space.parts(name, k)]
+        return 5000 + sum(self.part(space, key) for key in keys)
+
+
+MACRO = spaces.space({"name": "macro", "channels": 4, "last": 16, "shape": [1, 8, 8]})
+
+
+def test_latency_is_a_cost_beside_the_others():
+    budget = Budget.parse(latency="~1").of(MACRO, Watch())
+    choices = MACRO.choices("01201201")
+    found = budget.costs(choices)
+    assert (found["params"], found["macs"]) == costs.measure(MACRO, choices)
+    assert found["latency"] == Watch().network(MACRO, choices) / 1e6
+    assert set(budget.expected(some_shares(MACRO))) == {"params", "macs", "latency"}
+    with pytest.raises(ValueError, match="clock"):
+        Budget.parse(latency="1").of(MACRO)
+
+
+def test_fits_of_three_costs_is_what_enumeration_says():
+    budget = Budget.parse(latency="1").of(MACRO, Watch())
+    codes = ["".join(digits) for digits in itertools.product("012", repeat=8)]
+    every = {code: budget.prices.of(MACRO.choices(code)) for code in codes}
+    draws = np.random.default_rng(3)
+    verdicts = []
+    for _ in range(40):
+        centre = np.array(every[draws.choice(codes)])
+        size = draws.choice([0.0, 0.002, 0.02, 0.2], 3) * centre
+        low, high = centre - size * draws.random(3) - 1, centre + size * draws.random(3) - draws.choice([0, 2])
+        made = "".join(str(k) for k in draws.integers(0, 3, draws.integers(0, 8)))
+        choices = {layer.name: int(k) for layer, k in zip(MACRO.layers, made, strict=False)}
+        truth = any(
+            code.startswith(made) and all(a <= v <= b for a, v, b in zip(low, row, high, strict=True))
+            for code, row in every.items()
+        )
+        assert budget.prices.allow(choices, low, high) == truth
+        verdicts.append(truth)
+    assert len(set(verdicts)) == 2
+
+
+def test_impossible_latencies_are_refused_with_what_is_possible():
+    with pytest.raises(
+        BudgetError, match=r"--latency 0\.001 excludes every .*smallest 0\.\d+, largest 0\.\d+.; raise it"
+    ):
+        Budget.parse(latency="0.001").of(MACRO, Watch())
+    with pytest.raises(BudgetError, match=r"--latency >=2 excludes.*lower it"):
+        Budget.parse(latency=">=2").of(MACRO, Watch())
+
+
+def test_where_sums_are_too_many_the_answer_is_yes_until_few_are_left(monkeypatch):
+    monkeypatch.setattr(prices, "LIMIT", 4)
+    table = prices.prices(MACRO, costs.count)
+    least, most = table.range()
+    between = (least[1] + 1, least[1] + 1)
+    assert table.allow({}, (0, between[0]), (math.inf, between[1])), "more sums than the limit"
+    made = {layer.name: 0 for layer in MACRO.layers[:-1]}
+    assert not table.allow(made, (0, between[0]), (math.inf, between[1])), "one decision is left"
+    assert not table.allow({}, (0, most[1] + 1), (math.inf, math.inf)), "bounds are seen at once"
+
+
+def test_options_that_are_only_forced_take_no_time():
+    class Counted(Watch):
+        def network(self, space, choices):
+            return 10_000
+
+    table = prices.prices(Forcing(), costs.count, Counted())
+    assert all(rows[0][2] == 0 and rows[1][2] > 100 for rows in table.costs.values())

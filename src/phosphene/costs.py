@@ -1,5 +1,8 @@
 """What a network costs: parameters, multiply-accumulates, latency; and budgets that a result always keeps.
 
+A budget's flag takes a bound (600M), a window (500M..600M), a soft target (~550M), or a bound and a soft target
+(600M,~550M). Bounds are always kept; a soft target is what a search that weighs costs steers towards.
+
 MACs are multiply-accumulates of convolutions and linear layers (what the literature often calls FLOPs). They are
 counted on the `meta` device: nothing is computed, and nothing is taken from the random state. The auxiliary head of a
 network (its attribute `auxiliary`) exists for training only and is left out unless asked for.
@@ -12,7 +15,7 @@ import math
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from torch import Tensor, nn
 
 from .core import Choices, SearchSpace
 from .errors import BudgetError, SettingsError
-from .prices import Pair, Prices, prices
+from .prices import Clock, Prices, prices
 
 if TYPE_CHECKING:
     from .hardware import Machine
@@ -77,18 +80,29 @@ def _evaluating(net: nn.Module) -> Iterator[None]:
 
 
 def latency(net: nn.Module, shape: Sequence[int], machine: Machine, batch: int = 1, repeats: int = 30) -> float:
-    """Median milliseconds of one forward pass of `batch` inputs of `shape` (C, H, W) in evaluation mode.
+    """Median milliseconds of a forward pass of `batch` inputs of `shape` (C, H, W) in evaluation mode.
 
+    What takes less than a millisecond is timed several passes at a time, as they follow each other on a device's queue.
     The network is moved to the machine's device and stays there.
     """
-    net, inputs, taken = machine.place(net), machine.place(torch.zeros(batch, *shape)), []
+    net, inputs = machine.place(net), machine.place(torch.zeros(batch, *shape))
     with _evaluating(net), torch.inference_mode(), machine.autocast():
-        for _ in range(3 + repeats):  # the first three warm up
-            start = time.perf_counter()
-            net(inputs)
-            machine.synchronize()
-            taken.append(1000 * (time.perf_counter() - start))
-    return statistics.median(taken[3:])
+        return timed(lambda: net(inputs), machine.synchronize, repeats)
+
+
+def timed(call: Callable[[], object], wait: Callable[[], None], repeats: int = 30) -> float:
+    """Median milliseconds of a call, of `repeats` lots of calls that take a millisecond or more; `wait` ends a lot."""
+
+    def lot(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        wait()
+        return 1000 * (time.perf_counter() - start) / calls
+
+    lot(2)  # warms up
+    calls = max(1, min(200, math.ceil(1 / max(lot(3), 1e-6))))
+    return statistics.median(lot(calls) for _ in range(repeats))
 
 
 def count(net: nn.Module, shape: Sequence[int]) -> tuple[int, int]:
@@ -137,64 +151,140 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+LIMITS = ("params", "macs", "latency")
+"""What a budget may bound, in the order of `prices`; the flags are called so, too."""
+NANOSECONDS = 1e6  # in the milliseconds of --latency
+
+
+def asked(text: str | float | Sequence[float] | None, flag: str) -> tuple[Window | None, float | None]:
+    """(bounds, soft target) of a flag's value: "3.5M" as `window` reads it, "~3M", or both: "3.5M,~3M".
+
+    Raises:
+        SettingsError: the text is none of these.
+    """
+    if not isinstance(text, str):
+        return window(text, flag), None
+    parts = [part.strip() for part in text.split(",")]
+    soft, hard = [p[1:] for p in parts if p[:1] == "~"], [p for p in parts if p[:1] != "~"]
+    if len(soft) > 1 or len(hard) > 1:
+        raise SettingsError(f"{flag} {text!r} cannot be read; write one bound and one soft target: 3.5M,~3M")
+    aims = [window(aim, flag) for aim in soft]
+    if any(aim is None or aim[0] or not aim[1] for aim in aims):
+        raise SettingsError(f"{flag} {text!r} cannot be read; a soft target is one number above 0: ~3M")
+    return window(hard[0], flag) if hard else None, aims[0][1] if aims and aims[0] else None
+
+
 @dataclass(frozen=True)
 class Budget:
-    """Windows of parameters and MACs that an architecture must keep; `of(space)` binds them to a space.
+    """Windows of parameters, MACs and latency that an architecture must keep; `of(space)` binds them to a space.
 
     ``Budget.parse(params="<=3.5M").of(space).fits(made)``. Without windows everything fits and nothing is tabulated.
+
+    `latency`: in milliseconds. `soft`: (name in `LIMITS`, value) of costs to be near, which nothing forbids to miss.
     """
 
     params: Window | None = None
     macs: Window | None = None
     prices: Prices | None = field(default=None, repr=False, compare=False)
+    latency: Window | None = None
+    soft: tuple[tuple[str, float], ...] = ()
 
     @classmethod
-    def parse(cls, params: str | None = None, macs: str | None = None) -> Budget:
-        """From the values of `--params` and `--macs`; raises `SettingsError`."""
-        return cls(window(params, "--params"), window(macs, "--macs"))
+    def parse(cls, params: str | None = None, macs: str | None = None, latency: str | float | None = None) -> Budget:
+        """From the values of `--params`, `--macs` and `--latency`; raises `SettingsError`."""
+        found = {name: asked(text, f"--{name}") for name, text in zip(LIMITS, (params, macs, latency), strict=True)}
+        soft = tuple((name, aim) for name, (_, aim) in found.items() if aim is not None)
+        return cls(found["params"][0], found["macs"][0], latency=found["latency"][0], soft=soft)
 
-    def of(self, space: SearchSpace) -> Budget:
+    @property
+    def timed(self) -> bool:
+        """Whether it says anything about latency."""
+        return self.latency is not None or "latency" in dict(self.soft)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing at all."""
+        return not self.soft and not any(self._windows())
+
+    @property
+    def aims(self) -> dict[str, float]:
+        """name -> the value to be near: the soft targets, else the largest values that bounds allow."""
+        most = {name: bounds[1] for name, bounds in zip(LIMITS, self._windows(), strict=True) if bounds}
+        return dict(self.soft) or {name: value for name, value in most.items() if math.isfinite(value)}
+
+    def of(self, space: SearchSpace, clock: Clock | None = None) -> Budget:
         """The budget of this space: tabulates its costs, once.
+
+        Args:
+            clock: measures its parts; needed where latency is bounded (`latency.Stopwatch`).
 
         Raises:
             BudgetError: no architecture of the space keeps the budget.
         """
-        if self.params is None and self.macs is None:
+        if self.empty:
             return self
-        bound = replace(self, prices=prices(space, count))
+        if self.timed and clock is None:
+            raise ValueError("a budget of latency needs a clock: latency.bind(budget, space, on=…)")
+        bound = replace(self, prices=prices(space, count, clock if self.timed else None))
         if not bound.fits({}):
             raise BudgetError(bound._impossible())
         return bound
 
     def fits(self, made: Choices) -> bool:
         """Whether some completion of the choices made so far keeps the budget; of complete choices, whether they do."""
-        if self.params is None and self.macs is None:
+        if not any(self._windows()):
             return True
-        if self.prices is None:
-            raise ValueError("a budget with bounds must be bound to a space first: budget.of(space)")
-        return self.prices.allow(made, *self._corners())
+        low, high = zip(*self._corners(), strict=True)
+        return self._bound().allow(made, low, high)
 
-    def _corners(self) -> tuple[Pair, Pair]:
-        p, m = self.params or (0.0, math.inf), self.macs or (0.0, math.inf)
-        return (p[0], m[0]), (p[1], m[1])
+    def costs(self, choices: Choices) -> dict[str, float]:
+        """Parameters, MACs and, where the budget is one of latency, milliseconds of complete choices."""
+        return self._named(self._bound().of(choices))
+
+    def expected(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The mean of each cost over architectures drawn by `shares`, which it can be differentiated by.
+
+        Args:
+            shares: for each decision the probabilities ``(options,)`` of its options; those that may not be chosen
+                have none.
+
+        Returns:
+            float64 scalars on the CPU, in the units of `costs`.
+        """
+        return self._named(self._bound().expected(shares).unbind())
+
+    def _bound(self) -> Prices:
+        if self.prices is None:
+            raise ValueError("a budget must be bound to a space first: budget.of(space)")
+        return self.prices
+
+    def _named(self, values: Iterable[Any]) -> dict[str, Any]:
+        """By name, latency in milliseconds."""
+        found = dict(zip(LIMITS, values, strict=False))
+        return found | {"latency": found["latency"] / NANOSECONDS} if "latency" in found else found
+
+    def _windows(self) -> tuple[Window | None, ...]:
+        return self.params, self.macs, self.latency
+
+    def _corners(self) -> list[Window]:
+        """(least, most) of each cost of `prices`."""
+        open_ = (0.0, math.inf)
+        low, high = self.latency or open_
+        timed = [(low * NANOSECONDS, high * NANOSECONDS)] if self.timed else []
+        return [self.params or open_, self.macs or open_, *timed]
 
     def _impossible(self) -> str:
         """Which bound excludes everything, and what would not."""
-        assert self.prices is not None
-        given = [("--params", self.params), ("--macs", self.macs)]
-        least, most = self.prices.range()
-        for (flag, bounds), small, large in zip(given, least, most, strict=True):
-            there = f"(smallest {short(small)}, largest {short(large)})"
-            if bounds and bounds[1] < small:
-                return f"{flag} {_text(bounds)} excludes every architecture {there}; raise it"
-            if bounds and bounds[0] > large:
-                return f"{flag} {_text(bounds)} excludes every architecture {there}; lower it"
-        flags = " with ".join(f"{flag} {_text(bounds)}" for flag, bounds in given if bounds)
-        ranges = " and ".join(
-            f"{flag[2:]} from {short(a)} to {short(b)}"
-            for (flag, bounds), a, b in zip(given, least, most, strict=True)
-            if bounds
-        )
+        least, most = (self._named(row) for row in self._bound().range())
+        given = [(name, bounds) for name, bounds in zip(LIMITS, self._windows(), strict=True) if bounds]
+        for name, bounds in given:
+            there = f"(smallest {short(least[name])}, largest {short(most[name])})"
+            if bounds[1] < least[name]:
+                return f"--{name} {_text(bounds)} excludes every architecture {there}; raise it"
+            if bounds[0] > most[name]:
+                return f"--{name} {_text(bounds)} excludes every architecture {there}; lower it"
+        flags = " with ".join(f"--{name} {_text(bounds)}" for name, bounds in given)
+        ranges = " and ".join(f"{name} from {short(least[name])} to {short(most[name])}" for name, _ in given)
         return f"{flags} lies between the architectures there are ({ranges}); widen it"
 
 

@@ -1,27 +1,33 @@
 """What architectures of a space cost, exactly and without building each: the tables behind a budget.
 
 The question a budget asks is about partial choices: can some completion still keep the bounds? An additive space
-answers it exactly from a table; any other space by building completions.
+answers it from a table; any other space by building completions. The same tables give the expected cost of
+architectures that are drawn, as a function that can be differentiated.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+import statistics
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .core import Choices, Decision, SearchSpace
+from .errors import SettingsError
 
-Pair = tuple[float, float]
-"""(parameters, MACs)"""
+Costs = Sequence[float]
+"""(parameters, MACs), and nanoseconds where there is a clock"""
 Count = Callable[[nn.Module, Sequence[int]], tuple[int, int]]
 """(network, input shape) -> (parameters, MACs)"""
 Rows = NDArray[np.int64]
+
+NETWORKS = 5  # measured as a whole, to learn what a network takes beside its options
+LIMIT = 1 << 16  # sums of costs that are held at once
 
 
 @runtime_checkable
@@ -40,25 +46,45 @@ class Additive(Protocol):
         ...
 
 
-class Prices(Protocol):
-    """What architectures of a space cost, as integer pairs (parameters, MACs)."""
+class Clock(Protocol):
+    """Measures, or remembers, what things take: whole nanoseconds."""
 
-    def of(self, choices: Choices) -> tuple[int, int]:
-        """The exact costs of complete choices."""
+    def part(self, space: SearchSpace, key: Hashable) -> int:
+        """One of the modules that options add."""
         ...
 
-    def allow(self, made: Choices, low: Pair, high: Pair) -> bool:
+    def network(self, space: SearchSpace, choices: Choices) -> int:
+        """The network of complete choices."""
+        ...
+
+
+class Prices(Protocol):
+    """What architectures of a space cost, as rows of integers: parameters, MACs, and nanoseconds with a clock."""
+
+    def of(self, choices: Choices) -> tuple[int, ...]:
+        """The costs of complete choices: exact, but that nanoseconds are a sum of what was measured."""
+        ...
+
+    def allow(self, made: Choices, low: Costs, high: Costs) -> bool:
         """Whether some completion of `made` costs between `low` and `high`, both included."""
         ...
 
-    def range(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def range(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and the largest of each cost."""
         ...
 
+    def expected(self, shares: Mapping[str, Tensor]) -> Tensor:
+        """The mean of each cost ``(costs,)``, float64, over architectures that are drawn by these probabilities.
 
-def prices(space: SearchSpace, count: Count) -> Prices:
+        Drawn: again and again one of the open decisions, with equal chances, and its option by its row of `shares`
+        ``(options,)``, which sums to 1 over the options that may be chosen; what is forced follows.
+        """
+        ...
+
+
+def prices(space: SearchSpace, count: Count, clock: Clock | None = None) -> Prices:
     """The costs of a space: a table where it is additive, else counted on built networks."""
-    return Table(space, count) if isinstance(space, Additive) else Built(space, count)
+    return Table(space, count, clock) if isinstance(space, Additive) else Built(space, count, clock=clock)
 
 
 def completions(space: SearchSpace, names: Iterable[str], made: Choices) -> Iterator[Choices]:
@@ -82,6 +108,47 @@ def _extend(space: SearchSpace, wanted: dict[str, Decision], made: Choices, left
             return  # it can only be settled by choosing
 
 
+def drawn(space: SearchSpace, generator: torch.Generator) -> Choices:
+    """An architecture drawn as `Prices.expected` has it, all options with equal chances."""
+    made: Choices = dict(space.forced({}))
+    while still := [decision for decision in space.decisions if decision.name not in made]:
+        decision = still[int(torch.randint(len(still), (), generator=generator))]
+        made[decision.name] = decision.free[int(torch.randint(len(decision.free), (), generator=generator))]
+        made |= space.forced(made)
+    return made
+
+
+class Draws(NamedTuple):
+    """Ways to settle some decisions by choosing: `chosen`, what they come to, and how likely their order is."""
+
+    chosen: tuple[tuple[str, int], ...]
+    settled: Choices
+    chance: float
+
+
+def draws(space: SearchSpace, names: Sequence[str]) -> list[Draws]:
+    """Every set of choices that settles all of `names`, once; its probability is `chance` times those of its options.
+
+    `chance` is that of choosing for these decisions and no others, whatever their order, when every time one of the
+    open decisions is taken with equal chances.
+    """
+    wanted = {decision.name: decision for decision in space.decisions if decision.name in names}
+    found: dict[frozenset[tuple[str, int]], Draws] = {}
+
+    def go_on(made: Choices, chosen: frozenset[tuple[str, int]], chance: float) -> None:
+        made = made | {name: option for name, option in space.forced(made).items() if name in wanted}
+        still = [name for name in wanted if name not in made]
+        if not still:
+            before = found[chosen].chance if chosen in found else 0.0
+            found[chosen] = Draws(tuple(sorted(chosen)), made, before + chance)
+        for name in still:
+            for option in wanted[name].free:
+                go_on(made | {name: option}, chosen | {(name, option)}, chance / len(still))
+
+    go_on({}, frozenset(), 1.0)
+    return list(found.values())
+
+
 class Built:
     """Costs of any space, counted on networks built on `meta`, each once.
 
@@ -89,21 +156,22 @@ class Built:
     whoever completes the choices hears the truth about complete ones.
     """
 
-    def __init__(self, space: SearchSpace, count: Count, limit: int = 512) -> None:
-        self.space, self.count, self.limit = space, count, limit
+    def __init__(self, space: SearchSpace, count: Count, limit: int = 512, clock: Clock | None = None) -> None:
+        self.space, self.count, self.limit, self.clock = space, count, limit, clock
         self.names = [decision.name for decision in space.decisions]
-        self._seen: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._seen: dict[tuple[int, ...], tuple[int, ...]] = {}
 
-    def of(self, choices: Choices) -> tuple[int, int]:
-        """The exact costs of complete choices."""
+    def of(self, choices: Choices) -> tuple[int, ...]:
+        """The exact costs of complete choices; nanoseconds are measured on this very network."""
         key = tuple(choices[name] for name in self.names)
         if key not in self._seen:
             with torch.device("meta"):
                 net = self.space.build(choices)
-            self._seen[key] = self.count(net, self.space.spec["shape"])
+            measured = () if self.clock is None else (self.clock.network(self.space, choices),)
+            self._seen[key] = (*self.count(net, self.space.spec["shape"]), *measured)
         return self._seen[key]
 
-    def allow(self, made: Choices, low: Pair, high: Pair) -> bool:
+    def allow(self, made: Choices, low: Costs, high: Costs) -> bool:
         """Whether a completion of `made` costs between `low` and `high`, as far as the limit lets one know."""
         tried = 0
         for tried, found in enumerate(completions(self.space, self.names, made), 1):
@@ -113,28 +181,49 @@ class Built:
                 break
         return tried == self.limit
 
-    def range(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def range(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and the largest of each cost, among the first completions."""
         costs = [self.of(found) for found in itertools.islice(completions(self.space, self.names, {}), self.limit)]
-        ps, ms = zip(*costs, strict=True)
-        return (min(ps), min(ms)), (max(ps), max(ms))
+        columns = list(zip(*costs, strict=True))
+        return tuple(map(min, columns)), tuple(map(max, columns))
+
+    def expected(self, shares: Mapping[str, Tensor]) -> Tensor:
+        """The mean costs to first order: finite differences of single choices about the first architecture.
+
+        Raises:
+            SettingsError: choices of the space force others, so that single ones cannot be changed.
+        """
+        if any(decision.only_forced for decision in self.space.decisions):
+            raise SettingsError("a soft target needs a space that says what each option adds; take a bound")
+        centre = next(completions(self.space, self.names, {}))
+        here = torch.tensor(self.of(centre), dtype=torch.float64)
+        total = here.clone()
+        for decision in self.space.decisions:
+            rows = [self.of(centre | {decision.name: option}) for option in range(len(decision.options))]
+            total = total + shares[decision.name].cpu().double() @ (torch.tensor(rows, dtype=torch.float64) - here)
+        return total
 
 
-def _between(low: Pair, value: Pair, high: Pair) -> bool:
+def _between(low: Costs, value: Costs, high: Costs) -> bool:
     return all(a <= v <= b for a, v, b in zip(low, value, high, strict=True))
 
 
 class Table:
-    """Exact costs of an additive space: one built network, plus the differences that options make.
+    """Costs of an additive space: one built network, plus the differences that options make.
 
-    Which costs the completions of partial choices can reach is worked out exactly, group by group: few different sums
-    exist, because alike edges cost alike.
+    Which costs the completions of partial choices can reach is worked out group by group: few different sums exist,
+    because alike edges cost alike. Where there are more than `LIMIT` of them, within bounds that each cost alone
+    could keep, the answer is yes, as long as so many are left: whoever goes on choosing hears the truth in time.
+
+    Nanoseconds of a network are the sum of its options' and what networks took beyond that: the median of `NETWORKS`
+    measured ones. Options that are only ever forced count as absent.
     """
 
-    def __init__(self, space: SearchSpace, count: Count) -> None:
+    def __init__(self, space: SearchSpace, count: Count, clock: Clock | None = None) -> None:
         assert isinstance(space, Additive)
         self.space, self.groups = space, space.groups
         self._seen: dict[Hashable, Rows] = {}
+        self._drawn: tuple[Tensor, Tensor, list[str]] | None = None
         measured = _measured(space, [d for decision in space.decisions for d in _options(space, decision)], count)
         self.costs = {
             decision.name: np.array([_total(keys, measured) for keys in _options(space, decision)], np.int64)
@@ -143,17 +232,33 @@ class Table:
         built = Built(space, count)
         first = next(completions(space, built.names, {}))
         self.base = np.array(built.of(first), np.int64) - self._sum(first)
+        if clock is not None:
+            self._time(clock)
+
+    def _time(self, clock: Clock) -> None:
+        """Add the column of nanoseconds."""
+        space: Any = self.space
+        for decision in space.decisions:
+            taken = [
+                0 if option in decision.only_forced else sum(clock.part(space, key) for key in keys)
+                for option, keys in zip(decision.options, _options(space, decision), strict=True)
+            ]
+            self.costs[decision.name] = np.column_stack([self.costs[decision.name], np.array(taken, np.int64)])
+        self.base, generator = np.append(self.base, 0), torch.Generator().manual_seed(0)
+        networks = [drawn(space, generator) for _ in range(NETWORKS)]
+        rest = statistics.median(clock.network(space, found) - int(self._sum(found)[2]) for found in networks)
+        self.base[2] = int(rest)
 
     def _sum(self, choices: Choices) -> Rows:
         rows = [self.costs[name][option] for name, option in choices.items()]
-        return np.sum(rows, axis=0, dtype=np.int64) if rows else np.zeros(2, np.int64)
+        columns = next((table.shape[1] for table in self.costs.values()), 2)
+        return np.sum(rows, axis=0, dtype=np.int64) if rows else np.zeros(columns, np.int64)
 
-    def of(self, choices: Choices) -> tuple[int, int]:
-        """The exact costs of complete choices."""
-        total = self.base + self._sum(choices)
-        return int(total[0]), int(total[1])
+    def of(self, choices: Choices) -> tuple[int, ...]:
+        """The costs of complete choices."""
+        return tuple(int(value) for value in self.base + self._sum(choices))
 
-    def allow(self, made: Choices, low: Pair, high: Pair) -> bool:
+    def allow(self, made: Choices, low: Costs, high: Costs) -> bool:
         """Whether some completion costs between `low` and `high`: bounds first, then all reachable sums."""
         if len(made) == len(self.costs):
             return _between(low, self.of(made), high)
@@ -164,8 +269,8 @@ class Table:
         most = self.base + sum(rows.max(0) for rows in sums)
         if (least > high).any() or (most < low).any():
             return False
-        if (least >= low).all() and (most <= high).all():
-            return True
+        if int((least < low).sum() + (most > high).sum()) < 2:
+            return True  # at most one side of one cost binds, and its least or most is within
         return self._meet(sums, np.array(low), np.array(high))
 
     def _meet(self, sums: list[Rows], low: NDArray[Any], high: NDArray[Any]) -> bool:
@@ -173,21 +278,31 @@ class Table:
         bounded = (low > self.base) | np.isfinite(high)
         half = len(sums) // 2
         one, two = self._merged(sums[:half], bounded), self._merged(sums[half:], bounded)
+        if one is None or two is None:
+            return True
         low, high = (low - self.base)[bounded], (high - self.base)[bounded]
         start = np.searchsorted(two[:, 0], low[0] - one[:, 0], "left")
         stop = np.searchsorted(two[:, 0], high[0] - one[:, 0], "right")
         if one.shape[1] == 1:
             return bool((start < stop).any())
-        for row, a, b in zip(one[:, 1], start, stop, strict=True):
-            if ((two[a:b, 1] >= low[1] - row) & (two[a:b, 1] <= high[1] - row)).any():
+        for row, a, b in zip(one[:, 1:], start, stop, strict=True):
+            if ((two[a:b, 1:] >= low[1:] - row) & (two[a:b, 1:] <= high[1:] - row)).all(1).any():
                 return True
         return False
 
-    def _merged(self, sums: list[Rows], bounded: NDArray[np.bool_]) -> Rows:
-        """All sums of one row from each list, sorted, each once; the costs that no bound touches are left out."""
+    def _merged(self, sums: list[Rows], bounded: NDArray[np.bool_]) -> Rows | None:
+        """All sums of one row from each list, sorted, each once; the costs that no bound touches are left out.
+
+        None: there are more than `LIMIT`.
+        """
         total = np.zeros((1, int(bounded.sum())), np.int64)
         for rows in sums:
-            total = np.unique((total[:, None] + rows[None][..., bounded]).reshape(-1, total.shape[1]), axis=0)
+            distinct = np.unique(rows[:, bounded], axis=0)
+            if len(total) * len(distinct) > 64 * LIMIT:
+                return None
+            total = np.unique((total[:, None] + distinct[None]).reshape(-1, total.shape[1]), axis=0)
+            if len(total) > LIMIT:
+                return None
         return total
 
     def _reachable(self, group: tuple[str, ...], made: Choices) -> Rows:
@@ -196,14 +311,34 @@ class Table:
         key = (group, tuple(own.items()))
         if key not in self._seen:
             rows = {tuple(self._sum(found)) for found in completions(self.space, group, own)}
-            self._seen[key] = np.array(sorted(rows), np.int64).reshape(-1, 2)
+            self._seen[key] = np.array(sorted(rows), np.int64).reshape(-1, len(self.base))
         return self._seen[key]
 
-    def range(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def range(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The smallest and the largest of each cost."""
         sums = [self._reachable(group, {}) for group in self.groups]
         least, most = (self.base + sum(pick(rows, 0) for rows in sums) for pick in (np.min, np.max))
-        return (int(least[0]), int(least[1])), (int(most[0]), int(most[1]))
+        return tuple(int(value) for value in least), tuple(int(value) for value in most)
+
+    def expected(self, shares: Mapping[str, Tensor]) -> Tensor:
+        """The mean costs, exactly: over all ways to settle each group, chance x product of shares x cost."""
+        index, weighted, names = self._drawn = self._drawn or self._tabulated()
+        rows = [shares[name].cpu().double() for name in names]
+        flat = torch.cat([*rows, torch.ones(1, dtype=torch.float64)])
+        return torch.from_numpy(self.base.astype(np.float64)) + flat[index].prod(1) @ weighted
+
+    def _tabulated(self) -> tuple[Tensor, Tensor, list[str]]:
+        """Where the shares of each way stand in the row of all shares (the 1 at its end fills up); chance x cost."""
+        names = list(self.costs)
+        places = dict(zip(names, itertools.accumulate((len(self.costs[n]) for n in names), initial=0), strict=False))
+        ways = [way for group in self.groups for way in draws(self.space, group)]
+        longest = max((len(way.chosen) for way in ways), default=1)
+        end = sum(len(table) for table in self.costs.values())
+        index = torch.full((len(ways), longest), end)
+        for k, way in enumerate(ways):
+            index[k, : len(way.chosen)] = torch.tensor([places[name] + option for name, option in way.chosen])
+        costs = [way.chance * self._sum(way.settled).astype(np.float64) for way in ways]
+        return index, torch.from_numpy(np.array(costs).reshape(len(ways), len(self.base))), names
 
 
 def _options(space: Additive, decision: Decision) -> list[Sequence[Hashable]]:
