@@ -1,12 +1,13 @@
 """Rank statistics against scipy's and against examples worked by hand."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from phosphene.studies.ranks import interval, kendall, pearson, ranks, spearman, split_half
+from phosphene.studies.ranks import interval, kendall, partial, pearson, ranks, regret, spearman, split_half
 
 
 def columns(seed, ties=False, count=17):
@@ -76,3 +77,58 @@ def test_an_interval_of_a_difference_takes_any_number_of_columns():
     a, b = columns(2)
     low, high = interval(lambda x, y, z: spearman(x, y) - spearman(x, z), a, a, b)
     assert 0 < low < high
+
+
+# -- one ranking beside a third one, and the best of those looked at ---------------------------------------------------
+
+
+def test_partial_is_the_correlation_of_what_is_left_over():
+    """Places minus their linear fit on the third column's places, correlated."""
+    rng = np.random.default_rng(3)
+    given = rng.normal(size=30)
+    a, b = given + rng.normal(size=30), given + rng.normal(size=30)
+    x, y, z = (stats.rankdata(column) for column in (a, b, given))
+    left = [column - np.polyval(np.polyfit(z, column, 1), z) for column in (x, y)]
+    assert partial(a, b, given) == pytest.approx(stats.pearsonr(*left).statistic, abs=1e-9)
+    assert abs(partial(a, b, given)) < abs(spearman(a, b))
+
+
+def test_partial_of_what_is_the_third_column():
+    a = [3.0, 1.0, 2.0, 5.0, 4.0]
+    assert math.isnan(partial([2 * x for x in a], [1, 2, 3, 4, 5], a))
+    assert partial(a, a, [1, 2, 3, 4, 5]) == pytest.approx(1)
+
+
+def test_regret_by_hand():
+    scores, reached = [5, 4, 3, 2, 1], [90.0, 92.0, 91.0, 93.0, 89.0]
+    assert [regret(scores, reached, top) for top in (1, 2, 3, 4, 5, 9)] == [3, 1, 1, 0, 0, 0]
+    # the first place is shared by two: their mean; then both are in
+    assert regret([5, 5, 3, 2, 1], reached, 1) == pytest.approx(93 - (90 + 92) / 2)
+    assert regret([5, 5, 3, 2, 1], reached, 2) == pytest.approx(1)
+    assert math.isnan(regret([1, math.nan], [1, 2], 1)) and math.isnan(regret([], [], 1))
+
+
+@pytest.mark.parametrize("top", [1, 2, 3, 5])
+def test_regret_among_ties_is_the_mean_over_all_draws(top):
+    rng = np.random.default_rng(top)
+    scores, reached = rng.integers(0, 3, 8).astype(float), rng.normal(size=8)
+    order = sorted(range(8), key=lambda k: -scores[k])
+    bound = scores[order[top - 1]]
+    sure, tied = [k for k in order if scores[k] > bound], [k for k in order if scores[k] == bound]
+    draws = [[*sure, *some] for some in itertools.combinations(tied, top - len(sure))]
+    expected = np.mean([reached.max() - max(reached[k] for k in draw) for draw in draws])
+    assert regret(scores, reached, top) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_interval_of_tau_is_that_of_single_draws(ties):
+    a, b = columns(4, ties)
+    assert interval(kendall, a, b) == pytest.approx(interval(lambda x, y: kendall(x, y), a, b), abs=1e-12)
+
+
+def test_a_large_table_has_the_same_tau(monkeypatch):
+    a, b = columns(5, ties=True, count=60)
+    whole, sure = kendall(a, b), interval(kendall, a, b, resamples=100)
+    monkeypatch.setattr("phosphene.studies.ranks.LARGE", 10)
+    assert kendall(a, b) == pytest.approx(whole, abs=1e-12)
+    assert interval(kendall, a, b, resamples=100) == pytest.approx(sure, abs=1e-12)

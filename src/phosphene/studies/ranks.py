@@ -6,20 +6,23 @@ a column without differences, a NaN among the numbers) it is NaN, and never an e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 Column = Sequence[float] | np.ndarray
 Statistic = Callable[..., float]
+ROUNDING = 1e-12
+LARGE = 1500
+"""items, above which a matrix of all pairs costs more than sorting does"""
 
 
 def ranks(values: Column) -> np.ndarray:
     """The place of each number among them, from 1; equal ones share the mean of their places."""
-    x = np.asarray(values, dtype=np.float64)
-    less = (x[None] < x[:, None]).sum(1)
-    equal = (x[None] == x[:, None]).sum(1)
-    places: np.ndarray = less + (equal + 1) / 2
+    _, which, equal = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
+    less = np.cumsum(equal) - equal
+    places: np.ndarray = (less + (equal + 1) / 2)[which]
     return places
 
 
@@ -43,9 +46,42 @@ def kendall(a: Column, b: Column) -> float:
     x, y = _pair(a, b)
     if np.isnan(x).any() or np.isnan(y).any():
         return float("nan")
+    if len(x) > LARGE:
+        from scipy.stats import kendalltau
+
+        return float(kendalltau(x, y).statistic)
     p, q = (np.sign(column[:, None] - column[None]) for column in (x, y))
     size = float(np.sqrt(np.abs(p).sum() * np.abs(q).sum()))
     return float((p * q).sum() / size) if size > 0 else float("nan")
+
+
+def partial(a: Column, b: Column, given: Column) -> float:
+    """Spearman's ρ of two columns with the third one's share taken out: (ρ_ab − ρ_ag ρ_bg) / √((1 − ρ_ag²)(1 − ρ_bg²)).
+
+    NaN where one of them is the third one's ranking.
+    """
+    ab, ag, bg = spearman(a, b), spearman(a, given), spearman(b, given)
+    left = (1 - ag**2) * (1 - bg**2)
+    return float(np.clip((ab - ag * bg) / math.sqrt(left), -1, 1)) if left > ROUNDING else float("nan")
+
+
+def regret(scores: Column, reached: Column, top: int) -> float:
+    """What is lost by looking at the `top` highest scores only: the best of all reached, less the best of theirs.
+
+    Where equal scores compete for the last places it is the mean over all ways to draw from them; a column without
+    differences gives that of as many random items. At `top` beyond their number it is 0.
+    """
+    x, y = _pair(scores, reached)
+    if not len(x) or np.isnan(x).any() or np.isnan(y).any():
+        return float("nan")
+    top = min(top, len(x))
+    last = np.sort(x)[-top]
+    sure, tied = y[x > last], np.sort(y[x == last])[::-1]
+    places = top - len(sure)
+    # the best of `places` drawn from the tied ones is their k-th with chance C(n-1-k, places-1) / C(n, places)
+    best = np.maximum(tied, sure.max(initial=-np.inf))
+    chances = [math.comb(len(tied) - 1 - k, places - 1) / math.comb(len(tied), places) for k in range(len(tied))]
+    return float(y.max() - np.dot(chances, best))
 
 
 def split_half(a: Column, b: Column) -> float:
@@ -77,12 +113,26 @@ def interval(
     if count < 3:
         return nothing
     draws = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    found = np.array([statistic(*(column[draw] for column in table)) for draw in draws])
+    if statistic is kendall and count <= LARGE:
+        found = _kendall_of_draws(table, draws)
+    else:
+        found = np.array([statistic(*(column[draw] for column in table)) for draw in draws])
     found = found[~np.isnan(found)]
     if len(found) <= resamples / 2:
         return nothing
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _kendall_of_draws(table: list[np.ndarray], draws: np.ndarray) -> np.ndarray:
+    """`kendall` of every draw at once: with c_i how often it has item i, its sums over pairs are Σ_ij c_i c_j s_ij."""
+    x, y = _pair(*table)
+    times = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]).astype(np.float64)
+    p, q = (np.sign(column[:, None] - column[None]) for column in (x, y))
+    both, untied_p, untied_q = (((times @ signs) * times).sum(1) for signs in (p * q, np.abs(p), np.abs(q)))
+    size = np.sqrt(untied_p * untied_q)
+    found: np.ndarray = np.divide(both, size, out=np.full(len(draws), np.nan), where=size > 0)
+    return found
 
 
 def _pair(a: Column, b: Column) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """A file of what architectures are known to reach: JSON or CSV, architecture -> accuracy.
 
-JSON: ``{"Genotype(…)": 93.1, "found/run": 92.8}``. CSV: two columns, the accuracy last, a line of names or none; a
+JSON: ``{"Genotype(…)": 93.1, "found/run": 92.8}``; instead of a number an entry may be a table that has the number as
+`mean_acc`, as in NAS-Bench-Macro's file. CSV: two columns, the accuracy last, a line of names or none; a
 genotype has commas, so it stands in quotes. An architecture is anything that `phosphene train` takes; files and run
 folders are looked for beside the truth file, too.
 """
@@ -15,6 +16,8 @@ from typing import Any
 
 from ..errors import SettingsError
 
+MEAN = "mean_acc"
+
 
 def read(path: Path) -> dict[str, float]:
     """Architecture -> accuracy, in the file's order.
@@ -24,8 +27,8 @@ def read(path: Path) -> dict[str, float]:
     """
     try:
         pairs = _json(path) if path.suffix == ".json" else _csv(path)
-        numbers = [(str(name).strip(), float(figure)) for name, figure in pairs]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        numbers = [(str(name).strip(), _figure(figure)) for name, figure in pairs]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = "give JSON or CSV, architecture to accuracy"
         raise SettingsError(f"--truth {path} cannot be read ({error}); {remedy}") from error
     found = {_located(name, path.parent): figure for name, figure in numbers}
@@ -42,6 +45,11 @@ def _json(path: Path) -> list[tuple[str, Any]]:
 
     pairs: list[tuple[str, Any]] = json.loads(path.read_text(), object_pairs_hook=once)
     return pairs
+
+
+def _figure(entry: Any) -> float:
+    """The number of an entry, which is a number or the pairs of a table."""
+    return float(dict(entry)[MEAN] if isinstance(entry, list) else entry)
 
 
 def _csv(path: Path) -> list[tuple[str, Any]]:
