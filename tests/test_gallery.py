@@ -88,6 +88,14 @@ def test_findings_have_an_entropy_and_counts(tmp_path: Path) -> None:
     assert shown["entropy"] == pytest.approx(np.log(2) / 4, abs=1e-4)
 
 
+def test_an_image_stands_in_the_row_of_each_finding_that_it_has() -> None:
+    findings = np.array([[1, 1, np.nan], [0, 1, np.nan], [0, np.nan, 0]])
+    pixels = np.arange(3, dtype=np.uint8).repeat(16).reshape(3, 1, 4, 4)
+    data = ImageDataset.from_arrays(pixels, labels=findings, task="multi", class_names=NAMES)
+    rows = [[int(tile.pixels.max()) for tile in tiles] for _, tiles in contact_rows(data, 5)]
+    assert rows == [[0], [0, 1], []]
+
+
 def test_noise_is_shown_around_its_mean() -> None:
     noise = np.random.default_rng(0).normal(size=(50, 1, 8, 8)).astype(np.float32)
     seen = visible(noise, {"mean": [0.0], "std": [1.0]})

@@ -120,6 +120,14 @@ def test_a_data_set_gets_its_contact_sheet(tmp_path: Path) -> None:
     assert Image.open(io.BytesIO(base64.b64decode(sheet))).width > 8 * 96
 
 
+def test_a_sheet_shows_an_image_in_the_row_of_each_finding(tmp_path: Path) -> None:
+    black, findings = np.zeros((1, 1, 8, 8), np.uint8), np.array([[1, 1, np.nan]], np.float32)
+    ImageDataset.from_arrays(black, labels=findings, task="multi", class_names=["a", "b", "c"]).save(tmp_path / "d")
+    (sheet,) = re.findall('base64,([^"]+)', page(tmp_path / "d", out=tmp_path / "r.html"))
+    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet))).convert("L"))
+    assert 2 * 96**2 <= (grey == 0).sum() < 3 * 96**2
+
+
 def test_evaluation_tables_and_confusion(tmp_path: Path) -> None:
     result = {"top1": 50.0, "per_class": {"ant": 75.0, "bee": 25.0}, "confusion": [[3, 1], [3, 1]]}
     text = page(run(tmp_path / "e", "evaluate", result), out=tmp_path / "r.html")

@@ -185,15 +185,27 @@ def contact_rows(
     chosen: Sequence[int] | None = None,
     labelled: bool = True,
 ) -> list[tuple[str, list[Tile]]]:
-    """For each row of a sheet the class's name (once) and its tiles: the first images of the class."""
+    """For each row of a sheet the class's name (once) and its tiles: the first images of the class.
+
+    Of independent findings an image stands in the row of each that it has.
+    """
     names = class_names(data)
     rows: list[tuple[str, list[Tile]]] = []
     for k in chosen if chosen is not None else spread(len(names), most):
-        at = np.flatnonzero(data.labels == k)[: columns * rows_per_class]
+        at = _of_class(data, k)[: columns * rows_per_class]
         tiles = _tiles(data, at, names, labelled and data.soft)
         for r in range(max(1, -(-len(tiles) // columns))):
             rows.append((names[k] if r == 0 else "", tiles[r * columns : (r + 1) * columns]))
     return rows
+
+
+def _of_class(data: ImageDataset, k: int) -> np.ndarray:
+    """The numbers of all images of a class, or with a finding."""
+    if data.card.task == "single":
+        return np.flatnonzero(data.labels == k)
+    parts = [range(s, min(s + 4096, len(data))) for s in range(0, len(data), 4096)]
+    found = [part.start + np.flatnonzero(data.rows(part)[:, k].numpy() > 0.5) for part in parts]
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _block(data: ImageDataset, per_class: int, chosen: list[int]) -> list[list[Tile]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,10 @@ def _contact(folder: Path, card: dict[str, Any], columns: int = 8) -> list[dict[
     names = short_names(card.get("class_names"), int(card["classes"]))
     soft = "logits" in arrays and card.get("task") != "multi"
     table = arrays["logits"] if "logits" in arrays else arrays["labels"]
-    labels = np.asarray(table) if table.ndim == 1 else np.nan_to_num(np.asarray(table, np.float32), nan=-1e9).argmax(1)
+    is_of = _members(table, card.get("task") == "multi", "logits" in arrays)
     rows = []
     for k in spread(len(names), 10):
-        at = np.flatnonzero(labels == k)[:columns]
+        at = np.flatnonzero(is_of(k))[:columns]
         likely = (_softmax(np.asarray(row, np.float64)) for row in table[at]) if soft else ()
         rows.append((names[k], tiles_of(np.array(arrays["images"][at]), card.get("statistics", {}), likely, names)))
     file = io.BytesIO()
@@ -76,6 +77,14 @@ def _contact(folder: Path, card: dict[str, Any], columns: int = 8) -> list[dict[
     below = " Below each image the three likeliest classes of its soft label, in per cent." if soft else ""
     of = f" ({len(rows)} of {len(names)})" if len(rows) < len(names) else ""
     return [{"data": _base64(file.getvalue()), "caption": f"Images of the set, a row for each class{of}.{below}"}]
+
+
+def _members(table: np.ndarray, multi: bool, soft: bool) -> Callable[[int], np.ndarray]:
+    """Which images (N,) are of class k; of independent findings an image is of each that it has."""
+    if multi:
+        return lambda k: np.asarray(table[:, k], np.float32) > (0.0 if soft else 0.5)  # NaN is unlabelled
+    labels = np.asarray(table) if table.ndim == 1 else np.nan_to_num(np.asarray(table, np.float32), nan=-1e9).argmax(1)
+    return lambda k: labels == k
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
