@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from phosphene.exporting import export
 from phosphene.gallery import compare, show
 from phosphene.run import Run
 from phosphene.synthesis.unreal import fractal, noise, random_labels, relabel
+from phosphene.unreal.category import find_categories
 from phosphene.unreal.counter import generators, key
 from phosphene.unreal.labels import chosen, uniform
 from phosphene.unreal.noise import draw
@@ -318,6 +320,21 @@ def test_an_estimate_leaves_nothing(tmp_path, kind, store):
     assert not (tmp_path / "set").exists()
 
 
+def test_an_estimate_of_fractals_finds_one_category_and_counts_all(tmp_path, monkeypatch):
+    asked = []
+
+    def slow(count, seed, **settings):
+        asked.append(count)
+        time.sleep(0.05)
+        return find_categories(count, seed, **settings)
+
+    monkeypatch.setattr("phosphene.unreal.fractal.find_categories", slow)
+    with pytest.raises(Estimate) as found:
+        fractal(categories=10_000, images=20, size=8, out=tmp_path / "set", estimate=True)
+    assert set(asked) == {1}
+    assert found.value.needs["phases"]["categories"]["minutes"] >= 10_000 * 0.05 / 60
+
+
 # -- looking ----------------------------------------------------------------------------------------------------------
 
 
@@ -382,7 +399,13 @@ def test_json_on_the_command_line(tmp_path):
         (lambda d: fractal(points=10, out=d), "--points 10 are too few"),
         (lambda d: fractal(labels="category", classes=7, out=d), "--classes 7: with --labels category"),
         (lambda d: fractal(labels="category", categories=1, out=d), "--categories 1 is less than 2"),
-        (lambda d: fractal(filling=0.9, out=d), "filling 0.9"),
+        (lambda d: fractal(filling=0.9, out=d), "--filling 0.9 is not between 0 and 0.38"),
+        (lambda d: fractal(filling=float("nan"), out=d), "--filling nan"),
+        (lambda d: noise(classes=10**23, out=d), "--classes 1000"),
+        (lambda d: relabel(real(d / "base", 30), 10**8, 0), "--classes 100000000 is more than 10,000,000"),
+        (lambda d: noise(images=10**23, out=d), "--images 1000"),
+        (lambda d: fractal(images=10**23, out=d), "--images 1000"),
+        (lambda d: noise(size=100_000, out=d), "--size 100000 with --channels 3 is too large"),
         (lambda d: random_labels(d / "nothing", out=d), "not a folder"),
         (lambda d: random_labels(real(d / "base", 30), images=0, out=d / "r"), "--images 0"),
         (lambda d: random_labels(real(d / "base", 30), classes=1, out=d / "r"), "--classes 1"),
@@ -393,6 +416,7 @@ def test_json_on_the_command_line(tmp_path):
 def test_what_cannot_be_made_is_refused(tmp_path, call, says):
     with pytest.raises((SettingsError, DatasetError), match=says):
         call(tmp_path / "d")
+    assert not (tmp_path / "d" / "config.json").exists()  # so that the same --out can be tried again
 
 
 def changed(folder, **fields):

@@ -22,11 +22,14 @@ from ..journal import Writer
 from ..progress import Progress
 from ..run import Run
 from ..unreal import fractal as draw_fractals
+from ..unreal.category import check_filling
 from ..unreal.labels import chosen, uniform
 
 IMAGES = 25_000  # the half of CIFAR-10's training images that the paper trains on (Fig. 3)
 PER_CLASS = {"noise": 5, "fractal": 5, "random-labels": 25}  # 25,000 images over 5,000, 5,000 and 1,000 classes
 CHUNK = 4 << 20  # bytes drawn, written and journaled at a time
+MOST_IMAGES, MOST_CLASSES = 10**10, 10**7  # beyond, labels and heads fit into no memory
+MOST_PIXELS = 1 << 22  # of an image, over its channels: sets are looked at 64 images at a time
 
 
 def noise(
@@ -51,6 +54,10 @@ def noise(
         SettingsError: a flag cannot be used.
     """
     _at_least(1, images=images, size=size, channels=channels)
+    _at_most(MOST_IMAGES, images=images)
+    if channels * size**2 > MOST_PIXELS:
+        most = f"channels x size x size may be {MOST_PIXELS:,} at most"
+        raise SettingsError(f"--size {size} with --channels {channels} is too large: {most}")
     kinds = _classes("noise", images, classes)
     settings = {"images": images, "classes": kinds, "size": size, "channels": channels, "store": store}
     run = _run("noise", settings, [], out, seed, estimate)
@@ -101,9 +108,11 @@ def fractal(
         SettingsError: a flag cannot be used.
     """
     _at_least(1, categories=categories, instances=instances, images=images)
+    _at_most(MOST_IMAGES, images=images)
     count = min(images, categories * instances)
     kinds = _fractal_classes(labels, categories, count, classes)
     _check_looks(size, channels, colour, points)
+    check_filling(filling, "--filling")
     looks = {"points": points or draw_fractals.points_of(size), "patch": patch, "colour": colour}
     settings: dict[str, Any] = {"categories": categories, "instances": instances, "images": count}
     settings |= {
@@ -180,9 +189,10 @@ def random_labels(
 def relabel(data: ImageDataset, classes: int, seed: int) -> ImageDataset:
     """A view of `data`: the same images, labels uniform over `classes` that depend on (seed, position) alone.
 
-    Raises `SettingsError` for less than two classes.
+    Raises `SettingsError` for less than two classes, and for more than ten million.
     """
     _at_least(2, classes=classes)
+    _at_most(MOST_CLASSES, classes=classes)
     card = _relabelled(data, classes, {"relabelled": data.fingerprint, "classes": classes, "seed": seed})
     drawn = uniform(np.arange(len(data)), seed=seed, classes=classes)
     return ImageDataset.from_function(partial(_pixels, data), card, dtype=data.dtype, labels=drawn)
@@ -231,8 +241,14 @@ def _check_looks(size: int, channels: int, colour: bool, points: int | None) -> 
 
 
 def _find_categories(run: Run, count: int, filling: float) -> None:
-    """Write the file of categories where it is not there yet: a second or two with numba, half a minute without."""
+    """Write the file of categories where it is not there yet: a second or two with numba, half a minute without.
+
+    An estimate finds the first one again and again, and goes on with that one alone.
+    """
     path, here = run.path / CATEGORIES, run.machine
+    if run.estimating:
+        for _ in run.steps("categories", count):
+            draw_fractals.save(draw_fractals.find_categories(1, run.seed, filling=filling), path)
     if here.rank == 0 and not path.exists():
         bar = Progress(f"{run.stage} categories", count, 0)
         found = draw_fractals.find_categories(count, run.seed, filling=filling, progress=lambda n, _: bar.update(n, {}))
@@ -250,11 +266,18 @@ def _at_least(least: int, **values: int) -> None:
             raise SettingsError(f"--{name} {value} is less than {least}")
 
 
+def _at_most(most: int, **values: int) -> None:
+    for name, value in values.items():
+        if value > most:
+            raise SettingsError(f"--{name} {value} is more than {most:,}")
+
+
 def _classes(kind: str, images: int, classes: int | None) -> int:
     """As asked, else so many that the images of a class are as in the paper: that keeps the task as hard."""
     if classes is None:
-        return max(2, round(images / PER_CLASS[kind]))
+        classes = max(2, round(images / PER_CLASS[kind]))
     _at_least(2, classes=classes)
+    _at_most(MOST_CLASSES, classes=classes)
     return classes
 
 

@@ -19,6 +19,7 @@ from .orbit import MAPS, Words, key, thresholds
 from .render import Backend, render
 
 CANDIDATE, TRIAL = 11, 12  # streams of random numbers: a candidate's parameters, the orbit that measures it
+SIZE, POINTS = 512, 100_000  # of the image on which a candidate's filling is measured
 BLOCK = 64  # candidates measured together; no result depends on it
 PATIENCE = 2000  # candidates without a category before the search gives up (about 1 in 50 passes at .2)
 FORMAT = "phosphene fractal categories, version 1"
@@ -81,8 +82,8 @@ def find_categories(
     seed: int,
     *,
     filling: float = 0.2,
-    size: int = 512,
-    points: int = 100_000,
+    size: int = SIZE,
+    points: int = POINTS,
     progress: Callable[[int, int], None] | None = None,
     backend: Backend = "auto",
 ) -> list[Category]:
@@ -99,7 +100,7 @@ def find_categories(
     tried = 0
     while len(found) < count:
         if tried >= PATIENCE * (len(found) + 1):
-            raise SettingsError(f"filling {filling}: {len(found)} of {tried} candidates fill so much; lower it")
+            raise SettingsError(f"--filling {filling}: {len(found)} of {tried} candidates fill so much; lower it")
         places = np.arange(tried, tried + BLOCK)
         for fresh in _measured(seed, places, size, points, backend):
             if fresh.filling >= filling:
@@ -113,10 +114,14 @@ def find_categories(
 def _check(count: int, filling: float, size: int, points: int) -> None:
     if count < 1 or size < 8 or points < 1:
         raise SettingsError(f"{count} categories, {points} points on {size}x{size}: need at least 1, 1 and 8x8")
+    check_filling(filling, "filling", size, points)
+
+
+def check_filling(filling: float, what: str, size: int = SIZE, points: int = POINTS) -> None:
+    """Raise `SettingsError`, with `what` as the setting's name, where no candidate can fill so much, or all do."""
     if not 0 < filling < points / size**2:
-        raise SettingsError(
-            f"filling {filling}: {points} points can hit less than {points / size**2:.2f} of the pixels"
-        )
+        most = points / size**2
+        raise SettingsError(f"{what} {filling} is not between 0 and {most:.2f}, what {points:,} points can hit")
 
 
 def _measured(seed: int, places: NDArray[np.int64], size: int, points: int, backend: Backend) -> list[Category]:
