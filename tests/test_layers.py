@@ -16,7 +16,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "drawn", "formats", "sheets"},
     {"costs", "spaces", "dataset", "distributions", "curves", "illustrations", "scores"},
-    {"sources"},
+    {"sources", "latency"},
     {"teacher", "starting", "cells"},
     {"importing", "exporting", "subset", "gallery", "architecture"},
     {"comparison", "synthesis", "bilevel", "scoring", "proxies", "published"},
