@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from phosphene import cli
+from phosphene.errors import SettingsError
 from phosphene.settings import examples, settings, summary
 
 LONG = ("synthesize", "search darts", "train", "run", "demo")
@@ -95,6 +96,21 @@ def test_json_is_one_object_on_standard_output():
     done = phosphene("arch", "show", "DARTS_V2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["params"] > 1_000_000
+
+
+def test_json_has_no_nan(capsys):
+    cli._print({"tau": float("nan"), "each": [{"low": float("-inf")}, 0.5]}, as_json=True)
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed == {"tau": None, "each": [{"low": None}, 0.5]}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_are_finite(value):
+    done = phosphene("search", "darts", "--data", "d", "--lr", value)
+    assert done.returncode == 2 and f"'--lr': '{value}' is not a finite number" in done.stderr
+    (setting,) = (one for one in settings(cli.function_of("search darts")) if one.name == "lr")
+    with pytest.raises(SettingsError, match=r"--lr .*is not a finite number"):
+        setting.check(float(value))
 
 
 def test_flags_are_checked_by_click():

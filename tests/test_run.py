@@ -112,6 +112,17 @@ def test_finished_run_says_so(tmp_path):
     assert not list((tmp_path / "a").glob("checkpoint*"))
 
 
+def test_what_is_undefined_is_null_in_every_file(tmp_path):
+    run = Run.open("job", {}, [], tmp_path / "a", machine("cpu", "fp32"))
+    for _ in run.steps("train", 1):
+        run.log(loss=float("nan"))
+    result = run.finish({"tau": float("nan"), "each": [float("inf"), 1.5]})
+    assert result == {"tau": None, "each": [None, 1.5]}
+    for name in ("result.json", "metrics.jsonl"):
+        text = (tmp_path / "a" / name).read_text()
+        assert "null" in text and "NaN" not in text and "Infinity" not in text
+
+
 def test_other_settings_are_refused(tmp_path):
     job(tmp_path / "a")
     with pytest.raises(RunError, match=r"lr: 0\.1 → 0\.2"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -154,7 +155,18 @@ def _parameter(setting: Any) -> click.Parameter:
 def _click_type(kind: type) -> Any:
     from pathlib import Path
 
-    return click.Path(path_type=Path) if kind is Path else kind
+    return click.Path(path_type=Path) if kind is Path else Finite() if kind is float else kind
+
+
+class Finite(click.types.FloatParamType):
+    """A float that is neither NaN nor infinite: every comparison with NaN is false, so no check would stop it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or click's error."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def _result(returned: Any) -> dict[str, Any]:
@@ -168,7 +180,9 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         return
     if as_json:
-        click.echo(json.dumps(result, default=str))
+        from .files import defined
+
+        click.echo(json.dumps(defined(result), default=str, allow_nan=False))
         return
     from rich.console import Console
 

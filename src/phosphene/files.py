@@ -1,8 +1,9 @@
-"""JSON objects on disk: damage is named, and a reader never sees half a file."""
+"""JSON objects on disk: damage is named, a reader never sees half a file, and what is undefined is null, not NaN."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,5 +25,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON object, whole or not at all."""
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
+    fresh.write_text(json.dumps(defined(content), indent=1) + "\n")
     os.replace(fresh, path)
+
+
+def defined(content: Any) -> Any:
+    """The same values, None for numbers that JSON does not have: NaN and the infinities."""
+    if isinstance(content, dict):
+        return {key: defined(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [defined(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

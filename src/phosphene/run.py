@@ -28,7 +28,7 @@ import torch
 
 from . import checkpoint, identity
 from .errors import Estimate, RunError, Stopped
-from .files import read_json, write_json
+from .files import defined, read_json, write_json
 from .hardware import Machine
 from .progress import Progress, say
 
@@ -152,14 +152,14 @@ class Run:
         self._figures = {name: _plain(value) for name, value in figures.items()}
         if self.machine.rank == 0 and not self.estimating:
             line = {"phase": self._phase, "step": self._step, **self._figures}
-            self._metrics_file().write(json.dumps(line) + "\n")
+            self._metrics_file().write(json.dumps(defined(line)) + "\n")
 
     def disk(self, size: int) -> None:
         """Say how many bytes this run will write (for `--estimate`)."""
         self._needs["disk_mib"] += size / 2**20
 
     def finish(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Write `result.json`, remove the checkpoints, and return the result."""
+        """Write `result.json`, remove the checkpoints, and return the result: JSON values, None for what is NaN."""
         if self.estimating:
             raise self._estimated()
         self.machine.barrier()
@@ -170,7 +170,7 @@ class Run:
         self.machine.barrier()
         for leftover in [*self.path.glob("checkpoint*"), *self.path.glob("phase-*")]:
             leftover.unlink(missing_ok=True)
-        return json.loads(json.dumps(result))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(defined(result)))  # type: ignore[no-any-return]
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

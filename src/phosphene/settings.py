@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable
@@ -57,6 +58,8 @@ class Setting:
         allowed = {float: (int, float), Path: (str, Path), str: (str, int, float)}.get(self.kind, (self.kind,))
         if not isinstance(value, allowed) or (isinstance(value, bool) and self.kind is not bool):
             raise SettingsError(f"{self.flag} {value!r} is not a {self.kind.__name__}")
+        if isinstance(value, float) and self.kind is float and not math.isfinite(value):
+            raise SettingsError(f"{self.flag} {value!r} is not a finite number")
         return self.kind(value)
 
 
