@@ -364,6 +364,8 @@ def test_latency_is_a_cost_beside_the_others():
     assert (found["params"], found["macs"]) == costs.measure(MACRO, choices)
     assert found["latency"] == Watch().network(MACRO, choices) / 1e6
     assert set(budget.expected(some_shares(MACRO))) == {"params", "macs", "latency"}
+    assert budget.times == Budget.parse(latency="3").of(MACRO, Watch()).times != ""
+    assert Budget.parse("1M").of(MACRO).times == ""
     with pytest.raises(ValueError, match="clock"):
         Budget.parse(latency="1").of(MACRO)
 

@@ -202,6 +202,11 @@ class Budget:
         return self.latency is not None or "latency" in dict(self.soft)
 
     @property
+    def times(self) -> str:
+        """A digest of the latencies it goes by: "" where there are none."""
+        return self._bound().times if self.timed else ""
+
+    @property
     def empty(self) -> bool:
         """Whether it says nothing at all."""
         return not self.soft and not any(self._windows())

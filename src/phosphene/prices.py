@@ -7,6 +7,7 @@ architectures that are drawn, as a function that can be differentiated.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -60,6 +61,9 @@ class Clock(Protocol):
 
 class Prices(Protocol):
     """What architectures of a space cost, as rows of integers: parameters, MACs, and nanoseconds with a clock."""
+
+    times: str
+    """A digest of the measured times: "" where there are none."""
 
     def of(self, choices: Choices) -> tuple[int, ...]:
         """The costs of complete choices: exact, but that nanoseconds are a sum of what was measured."""
@@ -160,6 +164,7 @@ class Built:
         self.space, self.count, self.limit, self.clock = space, count, limit, clock
         self.names = [decision.name for decision in space.decisions]
         self._seen: dict[tuple[int, ...], tuple[int, ...]] = {}
+        self.times = ""  # of a space whose networks are measured one by one, when they are met
 
     def of(self, choices: Choices) -> tuple[int, ...]:
         """The exact costs of complete choices; nanoseconds are measured on this very network."""
@@ -223,6 +228,7 @@ class Table:
         assert isinstance(space, Additive)
         self.space, self.groups = space, space.groups
         self._seen: dict[Hashable, Rows] = {}
+        self.times = ""
         self._drawn: tuple[Tensor, Tensor, list[str]] | None = None
         measured = _measured(space, [d for decision in space.decisions for d in _options(space, decision)], count)
         self.costs = {
@@ -248,6 +254,8 @@ class Table:
         networks = [drawn(space, generator) for _ in range(NETWORKS)]
         rest = statistics.median(clock.network(space, found) - int(self._sum(found)[2]) for found in networks)
         self.base[2] = int(rest)
+        seen = [int(rest), *(rows[:, 2].tolist() for rows in self.costs.values())]
+        self.times = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
     def _sum(self, choices: Choices) -> Rows:
         rows = [self.costs[name][option] for name, option in choices.items()]

@@ -24,7 +24,9 @@ from ..core import Architecture, Batch, SearchSpace
 from ..costs import Budget
 from ..dataset import Augmentation, ImageDataset
 from ..errors import SettingsError
+from ..hardware import Machine
 from ..hardware import machine as decide_machine
+from ..latency import bind
 from ..objectives import OBJECTIVES
 from ..progress import say
 from ..run import Run
@@ -34,6 +36,7 @@ from .sizes import pair
 from .supernet import SKIP
 
 UNNAMED = ("out", "seed", "device", "estimate", "setup")  # settings that are no part of a run's identity as such
+TIMES = ("latency", "on", "latency_table", "latency_batch")  # nor are these where latency is not bounded
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,10 @@ def find(
     for flag in ("skip_weight", "stop_skips"):
         if given.get(flag):
             check_skips(searched, "--" + flag.replace("_", "-"))
-    budget = Budget.parse(given["params"], given["macs"]).of(final)
-    identity = {name: value for name, value in given.items() if name not in UNNAMED}
+    budget = budget_of(given, final, here)
+    unnamed = (*UNNAMED, *(("latency_table",) if budget.timed else TIMES))
+    identity = {name: value for name, value in given.items() if name not in unnamed}
+    identity |= {"times": budget.times} if budget.timed else {}
     identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, "augment": vars(augment)}
     run = Run.open(
         *("search", identity, [images.fingerprint], given["out"], here), seed=given["seed"], estimate=given["estimate"]
@@ -102,8 +107,19 @@ def find(
     if here.rank == 0:
         _write(run.path, searched, final, architecture)
     here.barrier()
-    result = run.finish(_result(algorithm, final, architecture, run.path))
+    result = _result(algorithm, final, architecture, run.path)
+    result |= {"latency": round(budget.costs(found.choices)["latency"], 6)} if budget.timed else {}
+    result = run.finish(result)
     return Found(architecture.space, architecture.choices, run.path, result)
+
+
+def budget_of(given: dict[str, Any], final: SearchSpace, here: Machine) -> Budget:
+    """The bounds that were given, bound to the space of the final network."""
+    asked = Budget.parse(*(given.get(name) for name in costs.LIMITS))
+    if not asked.timed:
+        return asked.of(final)
+    table, batch = given["latency_table"], given["latency_batch"]
+    return bind(asked, final, here, on=given["on"], table=table, batch=batch)
 
 
 def _algorithm(name: str) -> Callable[..., Architecture]:
