@@ -35,6 +35,7 @@ COMMANDS = {
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
     "search sgas": ("phosphene.search.command:sgas", "The same, deciding one edge after the other (SGAS)"),
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
+    "score": ("phosphene.search.score:score", "Any architectures on a trained supernet"),
     "arch show": ("phosphene.architecture:show", "Parameters, MACs and drawn cells of an architecture"),
     "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
     "proxies": ("phosphene.proxies.command:proxies", "Scores of architectures without any training"),

@@ -46,6 +46,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "search darts": "phosphene.search.command:darts",
     "search sgas": "phosphene.search.command:sgas",
     "search random": "phosphene.search.command:random",
+    "score": "phosphene.search.score:score",
     "arch show": "phosphene.architecture:show",
     "arch compare": "phosphene.comparison:compare",
     "proxies": "phosphene.proxies.command:proxies",

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import costs
 from ..cells import draw_cells
-from ..core import Architecture, Batch, SearchSpace
+from ..core import Architecture, SearchSpace
 from ..costs import Budget
 from ..dataset import Augmentation, ImageDataset
 from ..errors import SettingsError
@@ -30,10 +29,13 @@ from ..latency import bind
 from ..objectives import OBJECTIVES
 from ..progress import say
 from ..run import Run
+from ..scoring import SCORES, findings, top1
 from . import SEARCHES, notation
 from .robust import check_skips, operations
 from .sizes import pair
 from .supernet import SKIP
+
+__all__ = ["SCORES", "Found", "find", "findings", "open_data", "plot", "top1"]
 
 UNNAMED = ("out", "seed", "device", "estimate", "setup")  # settings that are no part of a run's identity as such
 TIMES = ("latency", "on", "latency_table", "latency_batch")  # nor are these where latency is not bounded
@@ -49,21 +51,6 @@ class Found(Architecture):
     def summary(self) -> dict[str, Any]:
         """The result and where its files are."""
         return {**self.result, "out": str(self.path)}
-
-
-def top1(output: Tensor, batch: Batch) -> float:
-    """The share of images whose arg-max is the row's: the score where rows sum to 1."""
-    return float((output.argmax(1) == batch.targets.argmax(1)).float().mean())
-
-
-def findings(output: Tensor, batch: Batch) -> float:
-    """The share of labelled findings whose logit has the right sign: the score where findings are independent."""
-    known = ~batch.targets.isnan()
-    right = (output > 0) == (batch.targets > 0.5)
-    return float(right[known].float().mean()) if known.any() else 0.0
-
-
-SCORES = {"single": top1, "multi": findings}
 
 
 def open_data(data: ImageDataset | str | Path | None) -> ImageDataset:

@@ -3,13 +3,16 @@
 split       disjoint parts, drawn at random within each class, both augmented (DARTS, §3.1)
 mirrored    the same images and labels again, each mirrored (UnrealNAS, appendix): random labels cannot be guessed
             for images that were never seen, so a disjoint part would tell α nothing
+
+A search that scores candidates holds out some images of every class instead (`hold_out`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ..augment import View
@@ -19,6 +22,7 @@ from ..errors import SettingsError
 from ..run import Run
 
 Validation = Literal["split", "mirrored"]
+HELD_OUT = 32  # images of each class (DFNAS, App. B.3)
 
 
 class Halves:
@@ -53,6 +57,8 @@ class Halves:
         self.scored = View(getattr(augment, "crop", None), mirrored)
         """The view of the validation images on which the supernet is scored."""
         self._views = {"train": augment, "valid": self.scored if mirrored else augment}
+        self.parts = {"data": data.fingerprint, "validation": validation, "fraction": fraction, "seed": run.seed}
+        """What `supernet.json` says of them."""
         if mirrored and fraction == 1:
             self.train = self.valid = data
         else:
@@ -67,6 +73,42 @@ class Halves:
         generator = torch.Generator().manual_seed(number(self.run.seed, purpose, step, machine.rank))
         settings = {"temperature": self.temperature, "generator": generator, "machine": machine}
         return images.batch(index, augment=self._views[part], **settings)  # type: ignore[arg-type]
+
+
+def hold_out(data: ImageDataset, each: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """(the rest, `each` images of every class), drawn by `seed`; classes are the arg-max of rows (DFNAS, App. B.3).
+
+    Raises:
+        SettingsError: a class has so few images that none of them would be left; `each` is less than 1.
+    """
+    labels = data.labels
+    there, counts = np.unique(labels, return_counts=True)
+    if each < 1 or counts.min() <= each:
+        least = f"class {there[counts.argmin()]} has {counts.min()} images"
+        raise SettingsError(f"--held-out {each} images of each class cannot be had: {least}; give 1 or more, and fewer")
+    order = np.random.default_rng(number(seed, "held out")).permutation(len(data))
+    taken = np.concatenate([order[labels[order] == label][:each] for label in there])
+    return data.subset(np.setdiff1d(order, taken)), data.subset(np.sort(taken))
+
+
+def parts(data: ImageDataset, facts: dict[str, Any], each: int | None, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    """The images for BatchNorm's statistics and those to score a supernet on: those that it was not trained on.
+
+    Args:
+        data: the data set.
+        facts: `parts` of `supernet.json`: how the supernet's data set was shared out; the same is done to this one.
+        each: images of every class to hold out, where the data set is another one or `facts` say nothing; None: 32,
+            or a fifth of the smallest class where that is less.
+        seed: of that draw.
+    """
+    if each is None and facts.get("data") == data.fingerprint:
+        if "held_out" in facts:
+            return hold_out(data, int(facts["held_out"]), int(facts["seed"]))
+        if facts.get("validation") == "split":
+            return data.split(float(facts["fraction"]), int(facts["seed"]))
+    if each is None:
+        each = max(1, min(HELD_OUT, int(np.unique(data.labels, return_counts=True)[1].min()) // 5))
+    return hold_out(data, each, seed)
 
 
 def number(*what: object) -> int:

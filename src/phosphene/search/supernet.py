@@ -5,7 +5,6 @@ The loops that call these are the algorithms' own, in their files.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from ..bilevel import AlphaGradient, MakeGates, first_order, second_order
 from ..core import Batch, Choices, Decision, Gate, Gates, Objective, Score, SearchSpace
 from ..errors import SettingsError
+from ..files import write_json
 from ..hardware import Machine
 from ..run import Run
 from .halves import Halves
@@ -142,10 +142,19 @@ def finish(
     value = _validate(net, gates, halves, batch, score)
     if run.machine.rank == 0:
         np.save(run.path / "alphas.npy", history.numpy())
+    save(run, space, net, gates=_plain(gates), score=value, parts=halves.parts, temperature=halves.temperature, **facts)
+
+
+def save(run: Run, space: SearchSpace, net: nn.Module, **facts: Any) -> None:
+    """Write `supernet.safetensors` and `supernet.json` (the space and `facts`), from which candidates can be scored.
+
+    `parts` among the facts says how the data were shared out (`halves.parts`), `temperature` that of the rows.
+    """
+    if run.machine.rank == 0:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
         save_file(state, run.path / "supernet.safetensors")
-        known = {"space": space.spec, "gates": _plain(gates), "score": value, **facts}
-        (run.path / "supernet.json").write_text(json.dumps(known, indent=1) + "\n")
+        write_json(run.path / "supernet.json", {"space": space.spec, **facts})
+    run.machine.barrier()
 
 
 @torch.no_grad()
