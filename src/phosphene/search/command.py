@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..dataset import ImageDataset
+from ..latency import TABLE, On
 from .found import Found, find, open_data
 from .setups import RATES, augmentation, check, settle, total_steps
 from .sizes import SpaceName, settled
@@ -34,6 +35,10 @@ def darts(
     final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
     params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
     macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
+    latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
+    on: Annotated[On, "what --latency is measured on"] = "cpu",
+    latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
+    latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
     setup: Annotated[Literal["auto", "real", "unreal"], "auto: unreal where labels say nothing of images"] = "auto",
     validation: Annotated[
         Literal["split", "mirrored"] | None,
@@ -111,6 +116,10 @@ def sgas(
     final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
     params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
     macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
+    latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
+    on: Annotated[On, "what --latency is measured on"] = "cpu",
+    latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
+    latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
     setup: Annotated[Literal["auto", "real", "unreal"], "auto: unreal where labels say nothing of images"] = "auto",
     validation: Annotated[
         Literal["split", "mirrored"] | None,
@@ -173,6 +182,10 @@ def random(
     final_width: Annotated[float | None, "blocks: share of the published channels; default 1"] = None,
     params: Annotated[str | None, "bound on parameters: 3.5M or 3M..4M"] = None,
     macs: Annotated[str | None, "bound on multiply-accumulates: 600M or 500M..600M"] = None,
+    latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
+    on: Annotated[On, "what --latency is measured on"] = "cpu",
+    latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
+    latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
     crop: Annotated[int | None, "side of the network's input; default: the teacher's input, else the image"] = None,
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
     seed: Annotated[int, "of the draw"] = 0,
