@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import click
 import pytest
@@ -12,6 +13,8 @@ from click.testing import CliRunner
 
 from phosphene import cli
 from phosphene.errors import SettingsError
+from phosphene.hardware import machine
+from phosphene.run import Run
 from phosphene.settings import examples, settings, summary
 
 LONG = ("synthesize", "search darts", "train", "run", "demo")
@@ -92,6 +95,28 @@ def test_errors_are_one_line_without_a_traceback():
     assert done.stderr.startswith("phosphene: ") and "Traceback" not in done.stderr
 
 
+def fails(out: Path, began: bool = False) -> None:
+    """A command that finds out late that it cannot be."""
+    folder = Run.open("job", {"began": began}, [], out, machine("cpu", "fp32")).path
+    if began:
+        (folder / "metrics.jsonl").touch()
+    raise MemoryError("12 TiB") if out.name == "large" else SettingsError("--x 1: no")
+
+
+def test_a_command_that_fails_keeps_no_folder_in_which_nothing_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "evaluate", (f"{__name__}:fails", "for this test"))
+
+    def run(name, *flags):
+        monkeypatch.setattr(sys, "argv", ["phosphene", "evaluate", str(tmp_path / name), *flags])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return end.value.code
+
+    assert run("a") == 2 and not (tmp_path / "a").exists()
+    assert run("b", "--began") == 2 and (tmp_path / "b" / "config.json").exists()
+    assert run("large") == 1 and capsys.readouterr().err.splitlines()[-1].startswith("phosphene: not enough memory (12")
+
+
 def test_json_is_one_object_on_standard_output():
     done = phosphene("arch", "show", "DARTS_V2", "--json")
     assert done.returncode == 0, done.stderr
@@ -111,6 +136,15 @@ def test_numbers_are_finite(value):
     (setting,) = (one for one in settings(cli.function_of("search darts")) if one.name == "lr")
     with pytest.raises(SettingsError, match=r"--lr .*is not a finite number"):
         setting.check(float(value))
+
+
+@pytest.mark.parametrize("value", ["-1", str(1 << 63)])
+def test_seeds_are_what_every_generator_takes(value):
+    done = CliRunner().invoke(cli.command("search darts"), ["--data", "d", "--seed", value])
+    assert done.exit_code == 2 and f"{value} is not between 0 and 2^63" in done.output
+    (setting,) = (one for one in settings(cli.function_of("search darts")) if one.name == "seed")
+    with pytest.raises(SettingsError, match="--seed"):
+        setting.check(int(value))
 
 
 def test_flags_are_checked_by_click():

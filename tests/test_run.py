@@ -123,6 +123,14 @@ def test_what_is_undefined_is_null_in_every_file(tmp_path):
         assert "null" in text and "NaN" not in text and "Infinity" not in text
 
 
+def test_a_difference_is_a_short_line(tmp_path):
+    here, long = machine("cpu", "fp32"), "genotype " * 50
+    Run.open("job", {"arch": long}, [], tmp_path / "a", here)
+    with pytest.raises(RunError, match=r"arch: genotype.*… → x") as found:
+        Run.open("job", {"arch": "x"}, [], tmp_path / "a", here)
+    assert len(str(found.value)) < 200 + len(str(tmp_path))
+
+
 def test_other_settings_are_refused(tmp_path):
     job(tmp_path / "a")
     with pytest.raises(RunError, match=r"lr: 0\.1 → 0\.2"):

@@ -148,6 +148,8 @@ def _parameter(setting: Any) -> click.Parameter:
     if setting.kind is bool:
         both = f"{setting.flag}/--no-{setting.flag[2:]}"
         return click.Option([both, setting.name], default=None, help=setting.help)
+    if setting.name == "seed":
+        kind = Seed()
     shown = setting.default is not None and setting.default != ""
     options = {"default": setting.default, "help": setting.help, "show_default": shown, "multiple": setting.many}
     return click.Option([setting.flag, setting.name], type=kind, **options)
@@ -156,7 +158,18 @@ def _parameter(setting: Any) -> click.Parameter:
 def _click_type(kind: type) -> Any:
     from pathlib import Path
 
-    return click.Path(path_type=Path) if kind is Path else Finite() if kind is float else kind
+    return {Path: click.Path(path_type=Path), float: Finite()}.get(kind, kind)
+
+
+class Seed(click.types.IntParamType):
+    """What every random generator takes: numpy's take nothing below 0, torch's nothing above 64 bits."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or click's error."""
+        number = int(super().convert(value, param, ctx))
+        if not 0 <= number < 1 << 63:
+            self.fail(f"{number} is not between 0 and 2^63.", param, ctx)
+        return number
 
 
 class Finite(click.types.FloatParamType):
@@ -212,11 +225,22 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; run the same command to go on", 130)
     except PhospheneError as error:
+        if not isinstance(error, Stopped):
+            _release()
         _fail(str(error), 130 if isinstance(error, Stopped) else 2)
+    except MemoryError as error:
+        _fail(f"not enough memory ({error}); take fewer or smaller images, or a smaller --batch", 1)
     except OSError as error:
         _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     except Estimate as found:
         _print(found.needs, "--json" in sys.argv)
+
+
+def _release() -> None:
+    """Give back run folders in which nothing was begun; only what was imported anyway can have taken one."""
+    identity = sys.modules.get("phosphene.identity")
+    if identity is not None:
+        identity.release()
 
 
 def _fail(message: str, status: int) -> None:

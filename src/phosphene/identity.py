@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import subprocess
@@ -14,6 +15,8 @@ import torch
 from .__version__ import __version__
 from .errors import RunError
 from .files import read_json, write_json
+
+_claimed: list[Path] = []  # folders that this process took, while nothing but `config.json` is in them
 
 
 def configuration(
@@ -46,6 +49,20 @@ def claim(path: Path, config: dict[str, Any]) -> None:
     except OSError as error:
         raise RunError(f"--out {path} cannot be made ({error.strerror}); choose another --out") from error
     write_json(path / "config.json", config)
+    _claimed.append(path)
+
+
+def release() -> None:
+    """Give back the folders that this process took and wrote nothing into: the settings that failed shall not stay.
+
+    Else the same --out with the flag put right would be refused as another run.
+    """
+    while _claimed:
+        path = _claimed.pop()
+        with contextlib.suppress(OSError):  # it may be gone, or be somebody else's by now
+            if [one.name for one in path.iterdir()] == ["config.json"]:
+                (path / "config.json").unlink()
+                path.rmdir()
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
@@ -53,7 +70,13 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     top = ("stage", "inputs", "seed", "precision")
     flat = [{**config.get("settings", {}), **{k: config.get(k) for k in top}} for config in (there, here)]
     names = [n for n in {**flat[0], **flat[1]} if flat[0].get(n) != flat[1].get(n)]
-    return "; ".join(f"{n}: {flat[0].get(n)} → {flat[1].get(n)}" for n in names[:3]) or "other settings"
+    return "; ".join(f"{n}: {_short(flat[0].get(n))} → {_short(flat[1].get(n))}" for n in names[:3]) or "other settings"
+
+
+def _short(value: Any) -> str:
+    """A setting in a line: a genotype is longer than one."""
+    text = str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _revision() -> str | None:

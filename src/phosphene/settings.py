@@ -60,6 +60,8 @@ class Setting:
             raise SettingsError(f"{self.flag} {value!r} is not a {self.kind.__name__}")
         if isinstance(value, float) and self.kind is float and not math.isfinite(value):
             raise SettingsError(f"{self.flag} {value!r} is not a finite number")
+        if self.name == "seed" and self.kind is int and not 0 <= value < 1 << 63:
+            raise SettingsError(f"{self.flag} {value} is not between 0 and 2^63")
         return self.kind(value)
 
 
