@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phosphene import costs, spaces
+from phosphene import cli, costs, spaces
 from phosphene.augment import Augment, View
 from phosphene.core import Architecture, Choices, Decision
 from phosphene.costs import Budget
@@ -26,7 +27,13 @@ from phosphene.search import found as found_files
 CPU = Machine(torch.device("cpu"))
 TINY = {"channels": 4, "cells": 3, "nodes": 2, "batch": 8, "steps": 4, "final_channels": 6, "final_cells": 3}
 TINY |= {"device": "cpu", "precision": "fp32"}
+CELLS = {"space": "darts"}
 SMALL = {"final_channels": 6, "final_cells": 3, "nodes": 2}
+
+
+def of(algorithm: str) -> Callable[..., found_files.Found]:
+    """The command of a search."""
+    return cli.function_of(f"search {algorithm}")
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +196,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("algorithm", SEARCHES)
 def test_the_seed_decides_and_the_origin_does_not(algorithm: str, tmp_path: Path) -> None:
     """Same seed, same bytes: from memory, from a folder; another seed, another result."""
-    search, settings = getattr(command, algorithm), {"final_cells": 3, "nodes": 3} if algorithm == "random" else TINY
+    search, settings = of(algorithm), {"final_cells": 3, "nodes": 3} if algorithm == "random" else {**TINY, **CELLS}
     data = images(soft=True)
     data.save(tmp_path / "data")
     search(data, out=tmp_path / "a", **settings)
@@ -208,14 +215,14 @@ def test_the_seed_decides_and_the_origin_does_not(algorithm: str, tmp_path: Path
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
 def test_budgets_are_kept(algorithm: str, at: float, tmp_path: Path) -> None:
     """Bounds and windows at the lower end, in the middle and at the upper end of what the space has."""
-    settings = SMALL if algorithm == "random" else dict(TINY, steps=2)
+    settings = SMALL if algorithm == "random" else {**TINY, **CELLS, "steps": 2}
     final = spaces.space(command.random(images(), out=tmp_path / "free", **SMALL).space)
     budget = Budget.parse(params=">=1").of(final)
     assert budget.prices is not None
     (params, macs), (most_params, most_macs) = budget.prices.range()
     bound = params + at * (most_params - params)
     window = (macs + max(0.0, at - 0.1) * (most_macs - macs), macs + (at + 0.1) * (most_macs - macs))
-    search = getattr(command, algorithm)
+    search = of(algorithm)
     for seed in range(5 if algorithm == "random" else 1):
         found = search(images(), params=f"{int(bound)}", out=tmp_path / f"p{seed}", seed=seed, **settings)
         assert found.result["params"] <= bound

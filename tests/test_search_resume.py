@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from phosphene import cli
 from phosphene.dataset import ImageDataset
 from phosphene.run import Run
 from phosphene.search import SEARCHES, command, found
 
 SETTINGS = {"channels": 4, "cells": 3, "nodes": 2, "batch": 8, "epochs": 3, "final_channels": 6, "final_cells": 3}
-SETTINGS |= {"device": "cpu", "precision": "fp32", "alpha_init": 1e-3}
+SETTINGS |= {"device": "cpu", "precision": "fp32", "alpha_init": 1e-3, "space": "darts"}
 FILES = (
     "arch.json",
     "result.json",
@@ -35,6 +36,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # what is interrupted: an algo
     "unreal": ("darts", {"setup": "unreal", "warm_up": 1, "epochs": 2, "batch": 13, "skip_weight": 1.0}),
     "stopped": ("darts", {"stop_skips": 1, "stop_eigenvalue": True, "flip": True}),
     "sgas": ("sgas", {"criterion": 2, "batch_increase": 1, "epochs": 4, "flip": True}),
+    "proxyless": ("proxyless", {"warm_up": 1, "alpha_every": 2, "nets": 2, "flip": True, "epochs": 2}),
+    "pairs": ("proxyless", {"mode": "gradient", "warm_up": 0, "alpha_every": 2, "macs": "~100k"}),
     "sgas, decided late": ("sgas", {"criterion": 1, "decide_from": 1, "batch_increase": 0, "skip_weight": 0.5}),
 }
 
@@ -50,7 +53,7 @@ def job(out: Path, kind: str = "first order") -> None:
     pixels = np.random.default_rng(7).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     data = ImageDataset.from_arrays(pixels, labels=np.arange(40) % 3, classes=3)
     algorithm, settings = KINDS[kind]
-    getattr(command, algorithm)(data, out=out, **{**SETTINGS, **settings})
+    cli.function_of(f"search {algorithm}")(data, out=out, **{**SETTINGS, **settings})
 
 
 def contents(out: Path) -> dict[str, bytes]:

@@ -34,8 +34,10 @@ COMMANDS = {
     "dataset agreement": ("phosphene.agreement:agreement", "How far an unrelated network agrees with the labels"),
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
     "search sgas": ("phosphene.search.command:sgas", "The same, deciding one edge after the other (SGAS)"),
+    "search proxyless": ("phosphene.search.proxyless_command:proxyless", "One drawn path at a time (ProxylessNAS)"),
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
     "score": ("phosphene.search.score:score", "Any architectures on a trained supernet"),
+    "latency measure": ("phosphene.latency:measure", "Time the blocks of a space, for searches with --latency"),
     "arch show": ("phosphene.architecture:show", "Parameters, MACs and drawn cells of an architecture"),
     "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
     "proxies": ("phosphene.proxies.command:proxies", "Scores of architectures without any training"),
@@ -57,6 +59,7 @@ GROUPS = {
     "unreal": "Data sets without real images or real labels",
     "dataset": "Data sets of every origin",
     "search": "Architecture search",
+    "latency": "Measured times of blocks",
     "arch": "Architectures",
     "study": "Studies: when a data set can be trusted to rank architectures",
 }

@@ -4,6 +4,7 @@ from ..core import Choices, SearchSpace
 
 SEARCHES = {
     "darts": "phosphene.search.darts:search",
+    "proxyless": "phosphene.search.proxyless:search",
     "random": "phosphene.search.random:search",
     "sgas": "phosphene.search.sgas:search",
 }
