@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from phosphene.studies.ranks import interval, kendall, partial, pearson, ranks, regret, spearman, split_half
+from phosphene.studies.ranks import advantage, interval, kendall, partial, pearson, ranks, regret, spearman, split_half
 
 
 def columns(seed, ties=False, count=17):
@@ -121,9 +121,18 @@ def test_regret_among_ties_is_the_mean_over_all_draws(top):
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_interval_of_tau_is_that_of_single_draws(ties):
-    a, b = columns(4, ties)
-    assert interval(kendall, a, b) == pytest.approx(interval(lambda x, y: kendall(x, y), a, b), abs=1e-12)
+@pytest.mark.parametrize(("statistic", "count"), [(kendall, 2), (spearman, 2), (partial, 3), (advantage, 4)])
+def test_the_interval_at_once_is_that_of_single_draws(statistic, count, ties):
+    given = [*columns(4, ties), *columns(6, ties)][:count]
+    assert interval(statistic, *given) == pytest.approx(interval(lambda *drawn: statistic(*drawn), *given), abs=1e-9)
+
+
+def test_advantage_is_over_the_best_of_the_others():
+    truth = [1.0, 2.0, 3.0, 4.0]
+    assert advantage(truth, truth, [1, 3, 2, 4], [4, 3, 2, 1], [1, 1, 1, 1]) == pytest.approx(1 - 0.8)
+    assert math.isnan(advantage(truth, truth, [1, 1, 1, 1]))
+    low, high = interval(advantage, truth * 5, truth * 5, [1, 1, 1, 1] * 5)
+    assert math.isnan(low) and math.isnan(high)
 
 
 def test_a_large_table_has_the_same_tau(monkeypatch):

@@ -47,6 +47,7 @@ COMMANDS = {
     "study difficulty": ("phosphene.studies.difficulty:difficulty", "Epochs that a network needs to learn a data set"),
     "study distinguish": ("phosphene.studies.distinguish:distinguish", "Does it rank networks as real data does?"),
     "study which": ("phosphene.studies.which:which", "The data set that ranks most reliably in the same minutes"),
+    "study consistency": ("phosphene.studies.consistency:consistency", "How well scores of architectures rank them"),
     "study collapse": ("phosphene.studies.collapse:collapse", "Skip connections by search epoch, on several data sets"),
     "report": ("phosphene.report:report", "One HTML page of any set of runs"),
     "run": ("phosphene.recipe:run", "Run a recipe: a published result, stage by stage"),

@@ -58,6 +58,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "study difficulty": "phosphene.studies.difficulty:difficulty",
     "study distinguish": "phosphene.studies.distinguish:distinguish",
     "study which": "phosphene.studies.which:which",
+    "study consistency": "phosphene.studies.consistency:consistency",
     "study collapse": "phosphene.studies.collapse:collapse",
     "report": "phosphene.report:report",
 }

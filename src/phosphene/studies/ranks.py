@@ -65,6 +65,12 @@ def partial(a: Column, b: Column, given: Column) -> float:
     return float(np.clip((ab - ag * bg) / math.sqrt(left), -1, 1)) if left > ROUNDING else float("nan")
 
 
+def advantage(a: Column, truth: Column, *others: Column) -> float:
+    """By how much Spearman's ρ of `a` with the truth exceeds the largest one of those of the others that exist."""
+    known = [rho for rho in (spearman(other, truth) for other in others) if not math.isnan(rho)]
+    return spearman(a, truth) - max(known) if known else float("nan")
+
+
 def regret(scores: Column, reached: Column, top: int) -> float:
     """What is lost by looking at the `top` highest scores only: the best of all reached, less the best of theirs.
 
@@ -78,10 +84,16 @@ def regret(scores: Column, reached: Column, top: int) -> float:
     last = np.sort(x)[-top]
     sure, tied = y[x > last], np.sort(y[x == last])[::-1]
     places = top - len(sure)
-    # the best of `places` drawn from the tied ones is their k-th with chance C(n-1-k, places-1) / C(n, places)
     best = np.maximum(tied, sure.max(initial=-np.inf))
-    chances = [math.comb(len(tied) - 1 - k, places - 1) / math.comb(len(tied), places) for k in range(len(tied))]
-    return float(y.max() - np.dot(chances, best))
+    return float(y.max() - np.dot(_chances(len(tied), places), best))
+
+
+def _chances(count: int, drawn: int) -> np.ndarray:
+    """Drawing m of n items, the chance that the k-th best of all is the best one drawn: C(n-1-k, m-1) / C(n, m)."""
+    found = [drawn / count]
+    for k in range(count - 1):
+        found.append(found[-1] * max(0, count - k - drawn) / (count - 1 - k))
+    return np.array(found)
 
 
 def split_half(a: Column, b: Column) -> float:
@@ -113,8 +125,11 @@ def interval(
     if count < 3:
         return nothing
     draws = np.random.default_rng(seed).integers(0, count, (resamples, count))
-    if statistic is kendall and count <= LARGE:
-        found = _kendall_of_draws(table, draws)
+    known: dict[Statistic, Callable[..., np.ndarray]]
+    known = {kendall: _kendalls, spearman: _spearmans, partial: _partials, advantage: _advantages}
+    at_once = known.get(statistic)
+    if at_once is not None and count <= LARGE and not any(np.isnan(column).any() for column in table):
+        found = at_once(np.stack([np.bincount(draw, minlength=count) for draw in draws]).astype(np.float64), *table)
     else:
         found = np.array([statistic(*(column[draw] for column in table)) for draw in draws])
     found = found[~np.isnan(found)]
@@ -124,14 +139,45 @@ def interval(
     return float(low), float(high)
 
 
-def _kendall_of_draws(table: list[np.ndarray], draws: np.ndarray) -> np.ndarray:
-    """`kendall` of every draw at once: with c_i how often it has item i, its sums over pairs are Σ_ij c_i c_j s_ij."""
-    x, y = _pair(*table)
-    times = np.stack([np.bincount(draw, minlength=len(x)) for draw in draws]).astype(np.float64)
+# -- statistics of many draws at once; `times` (draws, items) says how often a draw has an item --
+
+
+def _kendalls(times: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """With c_i = how often a draw has item i, its sums over pairs are Σ_ij c_i c_j s_ij."""
     p, q = (np.sign(column[:, None] - column[None]) for column in (x, y))
     both, untied_p, untied_q = (((times @ signs) * times).sum(1) for signs in (p * q, np.abs(p), np.abs(q)))
-    size = np.sqrt(untied_p * untied_q)
-    found: np.ndarray = np.divide(both, size, out=np.full(len(draws), np.nan), where=size > 0)
+    return _ratio(both, np.sqrt(untied_p * untied_q))
+
+
+def _places(times: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """The place of each item in each draw, less the mean place: below it are Σ_j c_j [x_j < x_i]."""
+    order = x[:, None] - x[None]  # (j, i)
+    below = (order < 0) + (order == 0) / 2
+    places: np.ndarray = times @ below - times.sum(1, keepdims=True) / 2
+    return places
+
+
+def _spearmans(times: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    a, b = _places(times, x), _places(times, y)
+    return _ratio((times * a * b).sum(1), np.sqrt((times * a * a).sum(1) * (times * b * b).sum(1)))
+
+
+def _partials(times: np.ndarray, x: np.ndarray, y: np.ndarray, given: np.ndarray) -> np.ndarray:
+    ab, ag, bg = (_spearmans(times, *pair) for pair in ((x, y), (x, given), (y, given)))
+    left = (1 - ag**2) * (1 - bg**2)
+    return _ratio(ab - ag * bg, np.sqrt(np.where(left > ROUNDING, left, 0)))
+
+
+def _advantages(times: np.ndarray, x: np.ndarray, truth: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    known = [_spearmans(times, other, truth) for other in others]
+    most = np.max([np.where(np.isnan(rho), -np.inf, rho) for rho in known], axis=0)
+    return _spearmans(times, x, truth) - np.where(np.isinf(most), np.nan, most)
+
+
+def _ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+    """NaN where there is nothing to divide by."""
+    nothing = np.full(len(over), np.nan)
+    found: np.ndarray = np.clip(np.divide(over, under, out=nothing, where=under > 0), -1, 1)
     return found
 
 
