@@ -25,12 +25,12 @@ def draw_scatter(
     across = 2 if len(columns) in (2, 4) else min(ACROSS, len(columns))
     rows = -(-len(columns) // across)
     drawn, axes = figure(rows, across, (max(4.4, 3.7 * across), 3.4 * rows + 0.2))
-    size = float(np.clip(9 - math.log2(max(2, len(reached))) / 1.2, 2, 6))
+    size = float(np.clip(10 - math.log2(max(2, len(reached))) / 1.2, 3, 6))
     for axis in axes.flat[len(columns) :]:
         axis.remove()
     for number, (axis, (name, column)) in enumerate(zip(axes.flat, columns.items(), strict=False)):
         shade = PALE if baselines else colour(number)
-        axis.plot(reached, column, "o", ms=size, color=shade, mec="white", mew=0.4, alpha=0.8)
+        axis.plot(reached, column, "o", ms=size, color=shade, mec="white", mew=0.3, alpha=0.8)
         axis.margins(0.06)
         axis.set_title(f"{name}: ρ {said(found[name])}", fontsize=10, color=INK, loc="left")
         axis.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5), useOffset=False)
