@@ -137,13 +137,12 @@ def measure(
     precision: Annotated[Literal["fp32", "bf16"], "of the arithmetic"] = "fp32",
     table: Annotated[Path, "the file that keeps the times; what stands there is not measured again"] = TABLE,
 ) -> dict[str, Any]:
-    """Time every block of a space on this machine, for searches here or elsewhere with --latency.
+    """Time every block of a space on this machine, for searches here or elsewhere with --latency 5 --latency-table FILE.
 
     Searches measure what they lack by themselves; this is for times that are carried to another machine.
 
     Example:
-        phosphene latency measure mbconv --side 224 --classes 1000 --on cuda --table h200.json
-        phosphene search random --data d --space mbconv --latency 5 --on cuda --latency-table h200.json
+        phosphene latency measure mbconv --side 224 --classes 1000 --on cuda --table card.json
 
     Raises:
         SettingsError, MissingExtra: it cannot be measured here.
