@@ -38,7 +38,8 @@ SHARED = {  # files which the others of their package may import; beside them a 
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype", "depthwise"}
     | {"blocks", "chain", "inputs", "strip"},
     "models": {"cifar_resnet"},
-    "search": {"evolution", "found", "halves", "robust", "schedule"} | {"scored", "setups", "sizes", "supernet"},
+    "search": {"evolution", "found", "halves", "paths", "robust", "schedule"}
+    | {"scored", "setups", "sizes", "supernet"},
     "proxies": {"passes", "batch"},
     "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "truth"},
     "unreal": {"counter", "orbit", "orbit_numba", "render", "category", "instances"},

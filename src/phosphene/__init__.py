@@ -122,18 +122,18 @@ def search(data: Any, algorithm: str = "darts", **settings: Any) -> Architecture
 
     Args:
         data: an `ImageDataset` or its folder.
-        algorithm: "darts", "sgas", or "random" for the baseline.
+        algorithm: "darts", "sgas", "spos" and whatever else ``phosphene search --help`` lists.
         settings: of the algorithm; ``phosphene search ALGORITHM --help`` lists them.
 
     Raises:
         SettingsError: no such algorithm.
         BudgetError: no architecture keeps the budget.
     """
-    command = importlib.import_module("phosphene.search.command")
-    algorithms = {"darts": command.darts, "sgas": command.sgas, "random": command.random}
+    stages = importlib.import_module("phosphene.stages")
+    algorithms = [name.removeprefix("search ") for name in stages.CALLS if name.startswith("search ")]
     if algorithm not in algorithms:
         raise SettingsError(f"algorithm {algorithm!r} is not one of {', '.join(algorithms)}")
-    found: Architecture = algorithms[algorithm](data=data, **settings)
+    found: Architecture = stages.function(f"search {algorithm}")(data=data, **settings)
     return found
 
 

@@ -35,6 +35,8 @@ COMMANDS = {
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
     "search sgas": ("phosphene.search.command:sgas", "The same, deciding one edge after the other (SGAS)"),
     "search proxyless": ("phosphene.search.proxyless_command:proxyless", "One drawn path at a time (ProxylessNAS)"),
+    "search spos": ("phosphene.search.command:spos", "A supernet trained path by path, then evolution (SPOS)"),
+    "search evolution": ("phosphene.search.command:evolution", "Evolution on the supernet of another search"),
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
     "score": ("phosphene.search.score:score", "Any architectures on a trained supernet"),
     "latency measure": ("phosphene.latency:measure", "Time the blocks of a space, for searches with --latency"),

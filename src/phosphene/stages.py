@@ -46,6 +46,8 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "search darts": "phosphene.search.command:darts",
     "search sgas": "phosphene.search.command:sgas",
     "search proxyless": "phosphene.search.proxyless_command:proxyless",
+    "search spos": "phosphene.search.command:spos",
+    "search evolution": "phosphene.search.command:evolution",
     "search random": "phosphene.search.command:random",
     "score": "phosphene.search.score:score",
     "latency measure": "phosphene.latency:measure",

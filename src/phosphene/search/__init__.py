@@ -5,8 +5,10 @@ from ..core import Choices, SearchSpace
 SEARCHES = {
     "darts": "phosphene.search.darts:search",
     "proxyless": "phosphene.search.proxyless:search",
+    "evolution": "phosphene.search.evolution:search",
     "random": "phosphene.search.random:search",
     "sgas": "phosphene.search.sgas:search",
+    "spos": "phosphene.search.spos:search",
 }
 
 

@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 
 from ..dataset import ImageDataset
 from ..latency import TABLE, On
+from ..parallel import Backend
+from .command_paths import SCORING, evolution, on_supernet, spos
 from .found import Found, find, open_data
+from .scored import By
 from .setups import RATES, augmentation, check, settle, total_steps
 from .sizes import SpaceName, settled
 
-__all__ = ["Found", "darts", "random", "sgas"]
+__all__ = ["Found", "darts", "evolution", "random", "sgas", "spos"]
 
 SHARED = ("batch", "order", "warm_up", "validation", "train_fraction", "temperature", *RATES)
 
@@ -173,7 +176,7 @@ def sgas(
 def random(
     data: Annotated[ImageDataset | str | Path | None, "the data set that the network is for"] = None,
     *,
-    space: Annotated[SpaceName, "what to choose from"] = "darts",
+    space: Annotated[SpaceName | None, "what to choose from; default darts, or the supernet's"] = None,
     nodes: Annotated[int | None, "darts: nodes in a cell; default 4"] = None,
     depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None,
     stem: Annotated[Literal["auto", "cifar", "imagenet", "tiny"], "first layers; auto: from the input's size"] = "auto",
@@ -187,22 +190,41 @@ def random(
     latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
     latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
     crop: Annotated[int | None, "side of the network's input; default: the teacher's input, else the image"] = None,
+    supernet: Annotated[Path | None, "run folder of a search: score many on its supernet, and take the best"] = None,
+    candidates: Annotated[int, "how many, with --supernet"] = 1000,
+    by: Annotated[By, "what is best: −KL or accuracy on held-out images"] = "kl",
+    held_out: Annotated[int | None, "images of each class to score on; default: those held out in training"] = None,
+    score_images: Annotated[int | None, "of those, so many at most"] = None,
+    score_batch: Annotated[int, "images at once"] = 250,
+    calibration: Annotated[int, "batches for the BatchNorm statistics of each candidate"] = 4,
+    jobs: Annotated[int, "candidates side by side, in so many processes"] = 1,
+    backend: Annotated[Backend, "where the jobs run: this machine or a Ray cluster"] = "joblib",
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
     seed: Annotated[int, "of the draw"] = 0,
+    device: Annotated[str, "with --supernet: auto, cpu, cuda[:i] or mps"] = "auto",
+    precision: Annotated[str, "with --supernet: auto, fp32 or bf16"] = "auto",
     estimate: Annotated[bool, "only say what it would need"] = False,
 ) -> Found:
     """Draw an architecture at random within the bounds: the baseline of every search. Nothing is trained.
 
+    With --supernet the best of many: what a search must beat that scores as many on the same supernet.
+
     Example:
         phosphene search random --data d --params 3M..4M --out drawn
+        phosphene search random --data d --supernet found --candidates 1000 --out best
 
     Raises:
         SettingsError: a setting that cannot be used, or that does not fit the data.
         DatasetError: the data set cannot be read.
         ArchitectureError: the space cannot be built with these settings.
         BudgetError: no architecture keeps the bounds.
+        RunError: --supernet names no search with a supernet.
     """
-    given = settled(dict(locals()) | {"device": "cpu", "precision": "fp32"})
+    given = dict(locals())
+    if supernet is not None:
+        return on_supernet("random", given, {"candidates": candidates})
+    given = {name: value for name, value in given.items() if name not in SCORING}
+    given = settled(given | {"space": space or "darts", "device": "cpu", "precision": "fp32"})
     images = open_data(given.pop("data"))
     augment = augmentation(images, {"crop": crop, "pad": 0, "flip": False, "setup": "real"})
     return find("random", images, augment, given, {"steps": 1})

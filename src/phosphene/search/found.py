@@ -19,7 +19,7 @@ import torch
 
 from .. import costs
 from ..cells import draw_cells
-from ..core import Architecture, SearchSpace
+from ..core import Architecture, Objective, SearchSpace
 from ..costs import Budget
 from ..dataset import Augmentation, ImageDataset
 from ..errors import SettingsError
@@ -61,7 +61,14 @@ def open_data(data: ImageDataset | str | Path | None) -> ImageDataset:
 
 
 def find(
-    algorithm: str, images: ImageDataset, augment: Augmentation, given: dict[str, Any], passed: dict[str, Any]
+    algorithm: str,
+    images: ImageDataset,
+    augment: Augmentation,
+    given: dict[str, Any],
+    passed: dict[str, Any],
+    *,
+    objective: Objective | None = None,
+    sizes: tuple[SearchSpace, SearchSpace] | None = None,
 ) -> Found:
     """Open the run, search, and write the result; a finished run is read.
 
@@ -70,9 +77,11 @@ def find(
         augment: decides the size of the network's input.
         given: the command's settings, those of sizes `settled`; they are the run's identity.
         passed: the algorithm's settings.
+        objective: None: that of the data's task.
+        sizes: the spaces of the supernet and of the final network; None: as `given` says.
     """
     here = decide_machine(given["device"], given["precision"])
-    searched, final = pair(given, images, augment)
+    searched, final = pair(given, images, augment) if sizes is None else sizes
     for flag in ("skip_weight", "stop_skips"):
         if given.get(flag):
             check_skips(searched, "--" + flag.replace("_", "-"))
@@ -89,7 +98,8 @@ def find(
         there = Architecture.load(run.path / "arch.json")
         return Found(there.space, there.choices, run.path, run.finished)
     task = images.card.task
-    found = _algorithm(algorithm)(searched, images, OBJECTIVES[task], SCORES[task], budget, run, **passed)
+    loss = OBJECTIVES[task] if objective is None else objective
+    found = _algorithm(algorithm)(searched, images, loss, SCORES[task], budget, run, **passed)
     architecture = Architecture(final.spec, found.choices)
     if here.rank == 0:
         _write(run.path, searched, final, architecture)
@@ -129,8 +139,11 @@ def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path
     }
     if (path / "supernet.json").exists():
         facts = json.loads((path / "supernet.json").read_text())
-        result |= {"steps": facts["steps"], "validation": facts["score"]}
-        result |= {"stopped": facts["stopped"]} if "stopped" in facts else {}
+        kept = {"steps": "steps", "score": "validation", "stopped": "stopped"}
+        result |= {name: facts[key] for key, name in kept.items() if key in facts}
+    if (path / "evolution.json").exists():
+        archive = json.loads((path / "evolution.json").read_text())
+        result |= {"score": max(entry["score"] for entry in archive), "scored": len(archive)}
     return result
 
 

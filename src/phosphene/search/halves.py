@@ -19,7 +19,9 @@ from ..augment import View
 from ..core import Batch
 from ..dataset import Augmentation, ImageDataset, batches
 from ..errors import SettingsError
+from ..hardware import Machine
 from ..run import Run
+from ..teacher import Teacher
 
 Validation = Literal["split", "mirrored"]
 HELD_OUT = 32  # images of each class (DFNAS, App. B.3)
@@ -35,6 +37,7 @@ class Halves:
         fraction: share of the images that trains the weights; 1 is all of them, where validation is mirrored.
         augment: of the training part, and of the other one where that is split off.
         temperature: of the rows, where the targets are logits.
+        teacher: asked for the rows of every batch, instead of those that are stored.
 
     Raises:
         SettingsError: a fraction or a validation that does not exist.
@@ -49,10 +52,11 @@ class Halves:
         fraction: float = 0.5,
         augment: Augmentation | None = None,
         temperature: float = 1.0,
+        teacher: Teacher | None = None,
     ) -> None:
         if validation not in ("split", "mirrored"):
             raise SettingsError(f"--validation {validation} is neither split nor mirrored")
-        self.run, self.temperature = run, temperature
+        self.run, self.temperature, self.teacher = run, temperature, teacher
         mirrored = validation == "mirrored"
         self.scored = View(getattr(augment, "crop", None), mirrored)
         """The view of the validation images on which the supernet is scored."""
@@ -67,12 +71,61 @@ class Halves:
 
     def draw(self, part: Literal["train", "valid"], step: int, size: int, purpose: str | None = None) -> Batch:
         """This rank's share of batch number `step` of `size` images, in the order that belongs to the purpose."""
-        machine, purpose = self.run.machine, purpose or part
         images = self.train if part == "train" else self.valid
-        index = batches(len(images), size, number(self.run.seed, purpose), step)[machine.rank :: machine.world]
-        generator = torch.Generator().manual_seed(number(self.run.seed, purpose, step, machine.rank))
-        settings = {"temperature": self.temperature, "generator": generator, "machine": machine}
-        return images.batch(index, augment=self._views[part], **settings)  # type: ignore[arg-type]
+        return draw(images, self.run, purpose or part, step, size, self._views[part], self.temperature, self.teacher)
+
+
+def draw(
+    images: ImageDataset,
+    run: Run,
+    purpose: str,
+    step: int,
+    size: int,
+    augment: Augmentation | None,
+    temperature: float = 1.0,
+    teacher: Teacher | None = None,
+) -> Batch:
+    """This rank's share of batch number `step` of `size` images: a function of the run's seed, purpose and step alone.
+
+    Args:
+        purpose: names the order of the images and the chances of the augmentation.
+        temperature: of the rows, where they are logits.
+        teacher: asked for the rows of these very images, as they are seen; None: the rows that are stored.
+    """
+    machine = run.machine
+    index = batches(len(images), size, number(run.seed, purpose), step)[machine.rank :: machine.world]
+    generator = torch.Generator().manual_seed(number(run.seed, purpose, step, machine.rank))
+    if teacher is None:
+        settings: dict[str, Any] = {"temperature": temperature, "generator": generator, "machine": machine}
+        return images.batch(index, augment=augment, **settings)
+    pixels = images.pixels(index).to(machine.device)
+    pixels = pixels if augment is None else augment.move(pixels, generator)
+    inputs = images.normalise(pixels)
+    if augment is not None:  # the mixed rows are not asked for: the teacher sees the mixed images
+        inputs, _ = augment.mix(inputs, inputs.new_zeros(len(inputs), 1), generator)
+    return Batch(machine.place(inputs), answers(teacher, inputs, images, temperature, machine))
+
+
+@torch.no_grad()
+def answers(
+    teacher: Teacher, inputs: torch.Tensor, data: ImageDataset, temperature: float, machine: Machine
+) -> torch.Tensor:
+    """The teacher's rows ``(N, K)`` at the temperature for images ``(N, C, H, W)`` that are normalised as `data` is."""
+    mean, std = (x.to(inputs).view(1, -1, 1, 1) for x in data.normalisation)
+    own_mean, own_std = (torch.tensor(x).to(inputs).view(1, -1, 1, 1) for x in (teacher.mean, teacher.std))
+    seen = (inputs * std + mean - own_mean) / own_std
+    with machine.autocast():
+        logits: torch.Tensor = machine.place(teacher.net)(machine.place(seen))
+    sharp = logits.float() / temperature
+    return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
+
+
+def check_teacher(teacher: Teacher, data: ImageDataset, shape: tuple[int, ...]) -> None:
+    """Raise `SettingsError` where a teacher does not take these images, or has other classes."""
+    if tuple(teacher.shape) != tuple(shape) or teacher.classes != data.card.classes:
+        sees = f"{'x'.join(map(str, teacher.shape))} and {teacher.classes} classes"
+        has = f"{'x'.join(map(str, shape))} and {data.card.classes}"
+        raise SettingsError(f"--teacher {teacher.name} takes {sees}, the search has {has}; give --crop, or another one")
 
 
 def hold_out(data: ImageDataset, each: int, seed: int) -> tuple[ImageDataset, ImageDataset]:

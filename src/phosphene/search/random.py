@@ -1,6 +1,8 @@
-"""The baseline of every search: an architecture drawn at random within the budget. Nothing is trained."""
+"""The baseline of every search: a random architecture within the budget, or the best of many on a supernet."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -8,7 +10,9 @@ from ..core import Architecture, Objective, Score, SearchSpace
 from ..costs import Budget
 from ..dataset import ImageDataset
 from ..run import Run
+from ..scoring import Scoring
 from ..spaces.moves import sample
+from . import evolution
 
 
 def search(
@@ -20,17 +24,28 @@ def search(
     run: Run,
     *,
     steps: int = 1,
+    how: Scoring | None = None,
+    candidates: int = 1000,
+    **settings: Any,
 ) -> Architecture:
-    """Draw decisions one by one, each option with equal chance among those that can still keep the budget.
+    """Draw an architecture, each option as likely among those that can still keep the budget. Nothing is trained.
+
+    With a supernet, draw `candidates` and take the one that scores best: what evolution must beat with as many.
 
     Args:
         space: what to choose from.
         data, objective, score, steps: unused; a baseline is called as every other search is.
         budget: kept by the choices.
         run: its seed decides the draw.
+        how: the supernet and how its paths are scored; None: one draw, unscored.
+        candidates: how many to score.
+        settings: of `evolution.search`.
 
     Raises:
         BudgetError: nothing keeps the budget.
     """
+    if how is not None:
+        settings |= {"how": how, "method": "population", "generations": 1, "size": candidates}
+        return evolution.search(space, data, objective, score, budget, run, **settings)
     generator = torch.Generator().manual_seed(run.seed)
     return Architecture(space.spec, sample(space, generator, budget.fits))

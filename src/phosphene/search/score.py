@@ -15,17 +15,16 @@ from ..core import Architecture, Choices, SearchSpace
 from ..costs import count
 from ..dataset import ImageDataset
 from ..errors import ArchitectureError, SettingsError
-from ..hardware import Machine
 from ..hardware import machine as decide_machine
 from ..parallel import Backend
 from ..prices import prices
 from ..run import Run
-from ..scoring import Figures, Scoring, Supernet
+from ..scoring import Figures, Supernet
 from ..spaces.genotype import parse
 from . import notation
 from .found import open_data
-from .halves import parts
-from .scored import Scores
+from .scored import Scores, scoring
+from .sizes import of_run
 
 CHUNK = 32  # candidates between two looks at the clock, for each worker
 
@@ -91,37 +90,12 @@ def score(
     if estimate:
         run.finish({})
     scores.settle()
-    rows = table(named, scores(list(named.values())), _final(folder, space), by)
+    rows = table(named, scores(list(named.values())), of_run(folder)[1], by)
     if here.rank == 0:
         _write(rows, run.path / "table.csv")
     images_scored = min(len(how.valid), score_images or len(how.valid))
     told = {"images": images_scored, "temperature": how.temperature if how.valid.soft else 1.0, "by": by}
     return {**run.finish({**told, "scores": rows}), "out": str(run.path)}
-
-
-def scoring(
-    folder: Path,
-    facts: dict[str, Any],
-    images: ImageDataset,
-    machine: Machine,
-    *,
-    temperature: float | None = None,
-    held_out: int | None = None,
-    seed: int = 0,
-) -> Scoring:
-    """How to score on this data set by what `supernet.json` says: the images it was not trained on, its temperature."""
-    train, valid = parts(images, facts.get("parts", {}), held_out, seed)
-    T = float(facts.get("temperature", 1.0)) if temperature is None else temperature
-    crop, where = (
-        cropped(images, facts["space"]["shape"]),
-        {"device": str(machine.device), "precision": machine.precision},
-    )
-    return Scoring(folder, train, valid, temperature=T, crop=crop, seed=seed, **where)  # type: ignore[arg-type]
-
-
-def cropped(images: ImageDataset, shape: Sequence[int]) -> int | None:
-    """The side of the middle that a network of this input shape sees of larger images; None: all of it."""
-    return None if tuple(images.card.shape[1:]) == tuple(shape[1:]) else int(shape[1])
 
 
 def resolve(archs: Sequence[str | Path | Architecture], space: SearchSpace) -> dict[str, Choices]:
@@ -173,12 +147,6 @@ def _checked(arch: Architecture, space: Any) -> Choices:
         raise ArchitectureError(f"an architecture of the {of} space is no path of a supernet of {space.spec['name']}")
     space.check(arch.choices)
     return arch.choices
-
-
-def _final(folder: Path, space: SearchSpace) -> SearchSpace:
-    """The space at the size of the final network, where the search's folder says it."""
-    file = folder / "arch.json"
-    return spaces.space(Architecture.load(file).space) if file.is_file() else space
 
 
 def table(

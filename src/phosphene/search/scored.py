@@ -11,15 +11,17 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from ..core import Choices, SearchSpace
+from ..dataset import ImageDataset
 from ..errors import RunError
 from ..hardware import Machine
 from ..parallel import Backend, Call, side_by_side
 from ..scoring import Figures, Scorer, Scoring, canonical
+from .halves import parts
 
 By = Literal["kl", "accuracy"]
 Evaluate = Callable[[Sequence[Choices]], list[float]]
@@ -27,6 +29,31 @@ Evaluate = Callable[[Sequence[Choices]], list[float]]
 
 PARTS = 4  # calls of each worker: a kill loses what they are at
 _HERE: dict[tuple[object, ...], Scorer] = {}  # of this process, one at a time
+
+
+def scoring(
+    folder: Path,
+    facts: dict[str, Any],
+    images: ImageDataset,
+    machine: Machine,
+    *,
+    temperature: float | None = None,
+    held_out: int | None = None,
+    seed: int = 0,
+) -> Scoring:
+    """How to score on this data set by what `supernet.json` says: the images it was not trained on, its temperature."""
+    train, valid = parts(images, facts.get("parts", {}), held_out, seed)
+    T = float(facts.get("temperature", 1.0)) if temperature is None else temperature
+    crop, where = (
+        cropped(images, facts["space"]["shape"]),
+        {"device": str(machine.device), "precision": machine.precision},
+    )
+    return Scoring(folder, train, valid, temperature=T, crop=crop, seed=seed, **where)  # type: ignore[arg-type]
+
+
+def cropped(images: ImageDataset, shape: Sequence[int]) -> int | None:
+    """The side of the middle that a network of this input shape sees of larger images; None: all of it."""
+    return None if tuple(images.card.shape[1:]) == tuple(shape[1:]) else int(shape[1])
 
 
 class Scores:
@@ -78,7 +105,8 @@ class Scores:
         return tuple(made[name] for name in self.names)
 
     def settle(self) -> None:
-        """Sort the journal's lines, so that they do not tell in which order they came."""
+        """Sort the journal's lines, so that they do not tell in which order they came, and let the supernet go."""
+        _HERE.clear()
         if self.machine.rank == 0 and self.known:
             fresh = self.journal.with_name(self.journal.name + ".new")
             fresh.write_text("".join(_line(key, self.known[key]) for key in sorted(self.known)))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from .. import spaces
-from ..core import SearchSpace
+from ..core import Architecture, SearchSpace
 from ..dataset import Augmentation, ImageDataset
-from ..errors import SettingsError
+from ..errors import RunError, SettingsError
+from ..files import read_json
 
 SpaceName = Literal["darts", "macro", "mbconv", "nasbench201", "shufflenet"]
 
@@ -78,6 +80,20 @@ def pair(given: dict[str, Any], images: ImageDataset, augment: Augmentation) -> 
     searched = spaces.space({**spec, **small})
     published = spaces.published(searched.spec["stem"]) if spec["name"] == "darts" else {}
     return searched, spaces.space({**spec, **published, **large})
+
+
+def of_run(folder: Path) -> tuple[SearchSpace, SearchSpace]:
+    """(the space of the supernet in a search's run folder, the space of the final network there).
+
+    Raises:
+        RunError: the folder has no supernet.
+    """
+    file = folder / "supernet.json"
+    if not file.is_file():
+        raise RunError(f"--supernet {folder} has no supernet.json: name the run folder of a finished search with one")
+    searched = spaces.space(read_json(file)["space"])
+    final = folder / "arch.json"
+    return searched, spaces.space(Architecture.load(final).space) if final.is_file() else searched
 
 
 def _depths(text: str) -> list[int]:
