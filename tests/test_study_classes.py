@@ -15,7 +15,7 @@ from PIL import Image
 
 from phosphene.core import Architecture
 from phosphene.dataset import ImageDataset
-from phosphene.errors import Estimate, RunError, SettingsError, Stopped
+from phosphene.errors import DatasetError, Estimate, RunError, SettingsError, Stopped
 from phosphene.run import Run
 from phosphene.search import found
 from phosphene.studies import classes as study
@@ -109,6 +109,8 @@ def test_figures_from_the_networks() -> None:
         "fractal": {"classes": 10, "score": 70.0, "sd": None},
     }
     assert told["rho_params"] == 0.9 and told["rho_low"] <= 0.9 <= told["rho_high"]
+    called_random = study.summary([piece("random", 10, 0, 90.0, 100), pieces[-1]])
+    assert called_random["best"]["random"]["score"] == 90.0 and called_random["results"]["random"]["score"] == 60.0
     alone = study.summary(pieces[:1])
     assert (alone["rho_params"], alone["rho_low"]) == (None, None) and json.loads(json.dumps(alone)) == alone
 
@@ -135,9 +137,16 @@ def test_what_cannot_be_used_is_named() -> None:
         ({"images": 21}, "--images 21 cannot be had: noise has 20"),
         ({"data": None}, "--data is missing"),
         ({"seeds": 0}, "--seeds 0"),
+        ({"baselines": -1}, "--baselines -1"),
+        ({"classes": [10**8]}, "--classes 100000000 is more than"),
+        ({"test": "five"}, r"--test five \(1x8x8, 5 classes \(single\)\) does not fit real"),
+        ({"train": "ill", "test": "ill"}, "--test ill has no finding that is both present and absent"),
     ]
+    blank = np.zeros((9, 1, 8, 8), np.uint8)
+    ImageDataset.from_arrays(blank, labels=np.arange(9) % 5, classes=5, name="five").save(Path("five"))
+    ImageDataset.from_arrays(blank, labels=np.ones((9, 2)), task="multi", name="ill").save(Path("ill"))
     for settings, said in wrong:
-        with pytest.raises(SettingsError, match=said):
+        with pytest.raises((SettingsError, DatasetError), match=said):
             study.classes(**{**given, **settings}, out=Path("o"))
     assert not Path("o").exists()
 

@@ -8,7 +8,7 @@ import pytest
 
 from phosphene.card import Card
 from phosphene.dataset import ImageDataset
-from phosphene.errors import Estimate, RunError, SettingsError
+from phosphene.errors import ArchitectureError, DatasetError, Estimate, RunError, SettingsError
 from phosphene.run import Run
 from phosphene.studies import published
 from phosphene.studies.difficulty import chance, converged, difficulty, first_at, mean, silhouette
@@ -139,6 +139,13 @@ def test_settings_are_checked(sets, tmp_path):
         difficulty(data=sets, epochs=0)
     with pytest.raises(SettingsError, match="--images 41"):
         difficulty(data=sets, images=41)
+    few = save(tmp_path, "few", 1)
+    wrong = [{"share": 7}, {"share": 0}, {"lr": 0}, {"stop_at": -1}, {"channels": 0}, {"arch": "nonsense"}]
+    for asked in wrong:
+        with pytest.raises((SettingsError, ArchitectureError), match=r"--share|--lr|--stop-at|--channels 0|nonsense"):
+            difficulty(data=sets, out=tmp_path / "nothing", **(SMALL | asked))
+    with pytest.raises(DatasetError, match="--data few has 1 images; two"):
+        difficulty(data=[*sets, few], out=tmp_path / "nothing", **SMALL)
     with pytest.raises(Estimate) as found:
         difficulty(data=sets, out=tmp_path / "nothing", estimate=True, **SMALL)
     assert found.value.needs["networks"] == 3 and not (tmp_path / "nothing").exists()

@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 
 from phosphene import costs, spaces
-from phosphene.errors import SettingsError
+from phosphene.dataset import ImageDataset
+from phosphene.errors import DatasetError, SettingsError
 from phosphene.run import Run
 from phosphene.spaces.genotype import Genotype, parse
-from phosphene.studies import truth
+from phosphene.studies import datasets, truth
 from phosphene.studies.candidates import BASELINES, baselines, depth, design, genotypes, parameter_free
 from phosphene.studies.distinguish import agreement, distinguish, judge
 from test_probing import save
@@ -163,3 +164,20 @@ def test_there_must_be_one_truth(sets):
         distinguish(data=[sets["real"]], truth_data=sets["real"])
     with pytest.raises(SettingsError, match="--architectures 2"):
         distinguish(data=[sets["real"]], truth_data=sets["real"], test=sets["test"], architectures=2)
+
+
+def test_a_test_set_that_does_not_fit_is_found_before_anything_is_trained(sets, tmp_path, steps):
+    unlabelled = tmp_path / "unlabelled"
+    ImageDataset.from_arrays(ImageDataset.open(sets["test"]).pixels(range(9)), classes=4).save(unlabelled)
+    for test, said in ((save(tmp_path, "five", classes=5), "--test five"), (str(unlabelled), "neither labels")):
+        with pytest.raises(DatasetError, match=said):
+            distinguish(data=[sets["random"]], truth_data=sets["real"], test=test, out=tmp_path / "s", **SMALL)
+    with pytest.raises(SettingsError, match="--truth-epochs 0"):
+        asked = {"truth_data": sets["real"], "test": sets["test"], "truth_epochs": 0}
+        distinguish(data=[sets["random"]], out=tmp_path / "s", **asked, **SMALL)
+    assert steps == [] and not (tmp_path / "s").exists()
+
+
+def test_a_data_set_may_be_called_truth(tmp_path):
+    named = [save(tmp_path / str(k), name) for k, name in enumerate(("truth", "depth", "truth"))]
+    assert list(datasets.opened(named, ("truth", *BASELINES))) == ["truth-2", "depth-2", "truth-3"]

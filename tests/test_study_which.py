@@ -43,6 +43,11 @@ def test_every_set_has_the_same_minutes(speeds):
         plan(pairs, 1, 50, 1)
 
 
+def test_steps_too_fast_to_be_measured_still_have_a_plan(speeds):
+    speeds["real"] = 0.0
+    assert plan({"real": [twice(Probe("a", "real"), "seeds")] * 3}, 1, 50, 1)["epochs"] == {"real": 50}
+
+
 def test_the_two_trainings_differ_in_seed_or_images():
     one, other = twice(Probe("a", "d", seed=4), "seeds")
     assert (one.seed, other.seed, one.half) == (4, 5, None)

@@ -19,14 +19,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 
 from ..dataset import ImageDataset
-from ..errors import SettingsError
+from ..errors import DatasetError, SettingsError
 from ..evaluate import evaluate
 from ..hardware import machine as decide_machine
 from ..parallel import Call, side_by_side
 from ..progress import say
 from ..run import Run
 from ..search import command
-from ..synthesis.unreal import relabel
+from ..synthesis.unreal import MOST_CLASSES, relabel
 from ..train import train as train_network
 from . import datasets, needs
 from .classes_figures import Line, draw
@@ -36,7 +36,7 @@ from .probing import keys
 from .ranks import interval, spearman
 
 CLASSES = (2, 50, 100, 200, 1000, 2000, 5000, 10_000)  # of Fig. 6; for noise the paper has 10, 100, 1000, 5000 …
-RANDOM = "random"  # in place of a data set's name, of the baselines
+RANDOM = "random"  # what the baselines are called; a data set may be called so, too: they have no classes
 
 
 class Piece(NamedTuple):
@@ -98,9 +98,13 @@ def classes(
     if train is None or test is None:
         raise SettingsError("--train and --test are both needed: real data to train on, and test data")
     at_least_one(seeds=seeds, search_epochs=search_epochs, jobs=jobs)
+    if baselines < 0:
+        raise SettingsError(f"--baselines {baselines} is negative; give 0 for none")
     numbers = sorted(set(classes or CLASSES))
     if numbers[0] < 2:
         raise SettingsError(f"--classes {numbers[0]} is less than 2")
+    if numbers[-1] > MOST_CLASSES:
+        raise SettingsError(f"--classes {numbers[-1]} is more than {MOST_CLASSES:,}")
     sets = keys(datasets.opened(data))
     count = datasets.common_size(sets, images)
     search: dict[str, Any] = {"epochs": search_epochs, "warm_up": search_warm_up, "batch": search_batch}
@@ -110,6 +114,7 @@ def classes(
     training |= {"channels": train_channels, "cells": train_cells}
     where = {"device": device, "precision": precision, "estimate": estimate}
     real, tested = ImageDataset.open(train), ImageDataset.open(test)
+    _check_real(real, tested)
     chain = Chain(algorithm, real, tested, {**search, **where}, {**training, **where})
     settings = {"images": count, "algorithm": algorithm, "search": search, "train": training}
     inputs = [real.fingerprint, tested.fingerprint]
@@ -168,6 +173,21 @@ class Chain:
         return {"score": told[self.score], "params": trained.result["params"]}
 
 
+def _check_real(train: ImageDataset, test: ImageDataset) -> None:
+    """Raise `DatasetError` where the end of the chain would fail: training, or testing what was trained."""
+    said = [(data.card.shape, data.card.classes, data.card.task) for data in (train, test)]
+    if said[0] != said[1]:
+        kinds = [f"{'x'.join(map(str, shape))}, {classes} classes ({task})" for shape, classes, task in said]
+        raise DatasetError(f"--test {test.card.name} ({kinds[1]}) does not fit {train.card.name} ({kinds[0]})")
+    for flag, data in (("--train", train), ("--test", test)):
+        if not len(data):
+            raise DatasetError(f"{flag} {data.card.name} holds no images; name a data set that does")
+        data.rows([0])  # raises where nobody labelled the images
+    rows = test.rows(range(len(test))) if test.card.task == "multi" else None
+    if rows is not None and not ((rows >= 0.5).any(0) & (rows < 0.5).any(0)).any():
+        raise DatasetError(f"--test {test.card.name} has no finding that is both present and absent, so no AUC")
+
+
 def _crowded(numbers: Sequence[int], images: int) -> str | None:
     """What must be said where there are more classes than images."""
     crowded = [number for number in numbers if number > images]
@@ -189,8 +209,9 @@ def summary(pieces: Sequence[Piece]) -> dict[str, Any]:
     rows = {name if k is None else f"{name}-{k}": _row(name, k, group) for (name, k), group in groups.items()}
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows.values():
-        found.setdefault(row["data"], []).append(row)
-    best = {name: max(several, key=lambda row: row["score"]) for name, several in found.items() if name != RANDOM}
+        if row["classes"] is not None:
+            found.setdefault(row["data"], []).append(row)
+    best = {name: max(several, key=lambda row: row["score"]) for name, several in found.items()}
     return {
         "best": {name: {key: row[key] for key in ("classes", "score", "sd")} for name, row in best.items()},
         "results": rows,
@@ -221,11 +242,10 @@ def _size(params: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
 def _write(pieces: Sequence[Piece], score: str, folder: Path) -> None:
     rows = [(p.data, p.classes, p.seed, p.score, p.params, p.skips) for p in pieces]
     write_table(folder / "table.csv", ("data", "classes", "seed", score, "params", "skips_normal"), rows)
-    columns = {name: [p for p in pieces if p.data == name] for name in dict.fromkeys(p.data for p in pieces)}
+    searched, chance = ([p for p in pieces if (p.classes is None) == drawn] for drawn in (False, True))
+    columns = {name: [p for p in searched if p.data == name] for name in dict.fromkeys(p.data for p in searched)}
     lines = {
         name: Line(*(np.array([getattr(p, key) for p in several], float) for key in ("classes", "score", "params")))
         for name, several in columns.items()
-        if name != RANDOM
     }
-    chance = columns.get(RANDOM, [])
     draw(lines, [p.score for p in chance], [p.params for p in chance], score, folder / "classes.png")

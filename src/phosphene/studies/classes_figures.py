@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .figures import INK, PALE, colour, figure
 
 Array = NDArray[Any]
+CHANCE = "random architectures"
 NAMES = {"top1": "test accuracy, %", "auc": "test AUC"}
 
 
@@ -44,7 +45,7 @@ def draw(lines: dict[str, Line], chance: Sequence[float], chance_params: Sequenc
         "dots: single networks; lines, bars and band: mean and one standard deviation; in brackets: networks a point"
     )
     entries = dict(zip(*reversed(upper.get_legend_handles_labels()), strict=True))
-    ordered = sorted(entries, key=lambda label: label.startswith("random ("))
+    ordered = sorted(entries, key=lambda label: label.startswith(CHANCE))
     drawn.legend([entries[label] for label in ordered], ordered, **legend, title=title, title_fontsize=8)
     drawn.savefig(path, dpi=120)
 
@@ -67,7 +68,7 @@ def _band(axis: Any, values: Array) -> None:
     if not len(values):
         return
     mean, deviation = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
-    axis.axhline(mean, color=PALE, linewidth=1.3, linestyle=(0, (4, 3)), zorder=1, label=f"random ({len(values)})")
+    axis.axhline(mean, color=PALE, linewidth=1.3, linestyle=(0, (4, 3)), zorder=1, label=f"{CHANCE} ({len(values)})")
     axis.axhspan(mean - deviation, mean + deviation, color=PALE, alpha=0.15, linewidth=0, zorder=0)
 
 

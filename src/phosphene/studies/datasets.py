@@ -13,8 +13,10 @@ from ..errors import SettingsError
 Given = ImageDataset | str | Path
 
 
-def opened(data: Sequence[Given] | None) -> dict[str, ImageDataset]:
+def opened(data: Sequence[Given] | None, taken: Sequence[str] = ()) -> dict[str, ImageDataset]:
     """Data sets by the names on their cards, as they can stand in a folder's name; where they are alike, with a number.
+
+    `taken`: names that mean something else in this study's tables.
 
     Raises `SettingsError` where none is given, and `DatasetError` naming what cannot be read.
     """
@@ -22,7 +24,7 @@ def opened(data: Sequence[Given] | None) -> dict[str, ImageDataset]:
         raise SettingsError("--data is missing: name one or more data sets, each after a --data of its own")
     sets = [ImageDataset.open(given) for given in data]
     names = [re.sub(r"[^\w-]+", "-", images.card.name) for images in sets]
-    return dict(zip(apart(names), sets, strict=True))
+    return dict(zip(apart([*taken, *names])[len(taken) :], sets, strict=True))
 
 
 def apart(names: Sequence[str]) -> list[str]:

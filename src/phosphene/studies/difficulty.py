@@ -16,14 +16,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ..dataset import ImageDataset
+from ..errors import SettingsError
 from ..hardware import machine as decide_machine
 from ..run import Run
 from . import datasets, published
 from .candidates import genotypes
 from .difficulty_figures import draw_curves
 from .figures import write_table
-from .needs import at_least_one
-from .probing import Probe, estimate_all, keys, train_all
+from .needs import at_least_one, positive
+from .probing import Probe, check, estimate_all, keys, train_all
 
 MARKS = (50, 90)  # per cent; the epochs to these do not depend on any definition of convergence
 NEARBY, FEW = 2000, 25  # images of which the silhouette is measured, at most; of a class, where classes are many
@@ -64,6 +65,9 @@ def difficulty(
         ArchitectureError: --arch names no architecture.
     """
     at_least_one(epochs=epochs, seeds=seeds, batch=batch, jobs=jobs)
+    positive(lr=lr, stop_at=stop_at)
+    if not 0 < share <= 1:
+        raise SettingsError(f"--share {share} is not between 0 and 1; .95 is within a twentieth of the final level")
     sets = keys(datasets.opened(data))
     count = datasets.common_size(sets, images)
     text = arch or genotypes(1, seed)[0]
@@ -72,6 +76,7 @@ def difficulty(
     here = decide_machine(device, precision)
     first = Probe(data="", seed=seed, device=device, precision=precision, **trained)
     probes = [replace(first, data=str(one.folder), seed=seed + k) for one in sets.values() for k in range(seeds)]
+    check([probe] for probe in probes[::seeds])
     run = Run.open("study-difficulty", trained, [], out, here, seed=seed, estimate=estimate)
     if estimate:
         raise estimate_all(probes, out and out / "networks", jobs=jobs)
@@ -89,11 +94,11 @@ def difficulty(
 def _figures(data: ImageDataset, curves: Sequence[Sequence[float]], images: int, epochs: int, share: float) -> Any:
     """What is said of one data set; means over seeds, None where a network did not get there."""
     each = [converged(curve, epochs, share, chance(data)) for curve in curves]
-    each_at_least = [epochs if one is None else one for one in each]
+    at_least = [epochs if one is None else one for one in each]
     marks = {f"to_{mark}": mean([first_at(curve, mark) for curve in curves]) for mark in MARKS}
     return {
         "epochs": mean(each),
-        "at_least": float(np.mean(at_least := [epochs if one is None else one for one in each])),
+        "at_least": float(np.mean(at_least)),
         "each_at_least": at_least,
         "each": each,
         **marks,

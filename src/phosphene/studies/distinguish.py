@@ -24,11 +24,11 @@ from ..hardware import machine as decide_machine
 from ..run import Run
 from . import datasets, published
 from . import truth as truths
-from .candidates import LEAST, baselines, design, genotypes
+from .candidates import BASELINES, LEAST, baselines, design, genotypes
 from .distinguish_figures import draw_curves, draw_scatter, draw_tau
 from .figures import write_table
-from .needs import at_least_one
-from .probing import Probe, estimate_all, keys, train_all
+from .needs import at_least_one, positive
+from .probing import Probe, check, estimate_all, keys, train_all
 from .ranks import Column, interval, kendall, spearman
 
 
@@ -70,8 +70,9 @@ def distinguish(
         DatasetError: a data set cannot be read, has no labels, or the test set does not fit.
         ArchitectureError: the truth file names something that is no architecture.
     """
-    at_least_one(epochs=epochs, truth_epochs=truth_epochs or 1, batch=batch, jobs=jobs)
-    sets = keys(datasets.opened(data))
+    at_least_one(epochs=epochs, truth_epochs=1 if truth_epochs is None else truth_epochs, batch=batch, jobs=jobs)
+    positive(lr=lr)
+    sets = keys(datasets.opened(data, ("truth", *BASELINES)))
     count = datasets.common_size(sets, images)
     known = _known(truth, truth_data, test, architectures)
     texts = list(known) if known else genotypes(architectures, seed)
@@ -87,6 +88,7 @@ def distinguish(
         real = [replace(first, arch=text, **changed) for text in texts]
         probes = {name: _tested(several, real, sets[name]) for name, several in probes.items()}
     todo = [*real, *(probe for several in probes.values() for probe in several)]
+    check([*([real] if real else []), *probes.values()])
     run = Run.open("study-distinguish", trained, [], out, here, seed=seed, estimate=estimate)
     if estimate:
         raise estimate_all(todo, out and out / "networks", jobs=jobs)

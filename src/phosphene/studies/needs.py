@@ -26,6 +26,13 @@ def estimate(study: str, kinds: Sequence[tuple[Call, int]], jobs: int) -> Estima
     return Estimate({key: round(value, 2) if isinstance(value, float) else value for key, value in total.items()})
 
 
+def positive(**values: float) -> None:
+    """Raise `SettingsError` naming the first flag that is not above 0."""
+    for name, value in values.items():
+        if not value > 0:
+            raise SettingsError(f"--{name.replace('_', '-')} {value} is not above 0")
+
+
 def at_least_one(**values: int) -> None:
     """Raise `SettingsError` naming the first flag that is less than 1."""
     for name, value in values.items():

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,19 @@ def train_all(
     return [{**read_json(path / "result.json"), "folder": str(path)} for path in paths]
 
 
+def check(groups: Iterable[Sequence[Probe]]) -> None:
+    """Raise what training would raise hours later, or after a folder was made; a group shares its data sets."""
+    several = list(groups)
+    for group in several:  # first, since all are cut to the size of the smallest
+        _enough(ImageDataset.open(group[0].data))
+    for group in several:
+        data, test = data_of(group[0]), group[0].test
+        if test is not None:
+            _check_test(ImageDataset.open(test), data)
+        for probe in group:
+            _design(probe)
+
+
 def estimate_all(probes: Sequence[Probe], folder: Path | None, *, jobs: int = 1) -> Estimate:
     """What it would take to train those that `folder` does not hold yet, from a few steps of some on each data set."""
     left = [p for p in probes if folder is None or not (path_of(p, folder) / "result.json").exists()]
@@ -123,6 +136,8 @@ def train(probe: Probe, folder: Path | None) -> dict[str, Any]:
     """Train one network, or read its result; with no folder only measure a few steps (raises `Estimate`)."""
     machine = decide_machine(probe.device, probe.precision)
     data, made = data_of(probe), _design(probe)
+    if probe.test is not None:
+        _check_test(ImageDataset.open(probe.test), data)
     path = None if folder is None else path_of(probe, folder)
     settings, inputs = _identity(probe)
     run = Run.open("probe", settings, inputs, path, machine, seed=probe.seed, estimate=path is None)
@@ -197,8 +212,6 @@ class Images:
 @torch.no_grad()
 def accuracy(net: nn.Module, test: ImageDataset, trained_on: ImageDataset, machine: Machine) -> float:
     """Top-1 on a test set, per cent; its bytes are normalised as the training images were."""
-    if (test.card.shape, test.card.classes) != (trained_on.card.shape, trained_on.card.classes):
-        raise DatasetError(f"--test {_figures(test)} does not fit {_figures(trained_on)}")
     net.eval()
     right = 0
     for start in range(0, len(test), 256):
@@ -207,6 +220,25 @@ def accuracy(net: nn.Module, test: ImageDataset, trained_on: ImageDataset, machi
             output = net(machine.place(trained_on.normalise(test.pixels(index).to(machine.device))))
         right += int((output.argmax(1).cpu() == torch.from_numpy(test.labels[index.start : index.stop])).sum())
     return round(100 * right / max(1, len(test)), 4)
+
+
+def _enough(data: ImageDataset) -> None:
+    """Raise `DatasetError` for a data set with less than two images."""
+    if len(data) < 2:
+        raise DatasetError(f"--data {data.card.name} has {len(data)} images; two are needed at least")
+
+
+def _check_test(test: ImageDataset, trained_on: ImageDataset) -> None:
+    """Raise `DatasetError` where a test set does not fit, or has nothing to test."""
+    if (test.card.shape, test.card.classes) != (trained_on.card.shape, trained_on.card.classes):
+        raise DatasetError(f"--test {_figures(test)} does not fit {_figures(trained_on)}")
+    if not len(test) or test.card.task != "single":
+        raise DatasetError(f"--test {test.card.name} has no images" if not len(test) else _findings("--test", test))
+    test.rows([0])  # raises where nobody labelled the images
+
+
+def _findings(flag: str, data: ImageDataset) -> str:
+    return f"{flag} {data.card.name} has independent findings (task multi); accuracy needs one class"
 
 
 def _figures(data: ImageDataset) -> str:
@@ -245,12 +277,13 @@ def data_of(probe: Probe) -> ImageDataset:
     """The images that the probe is trained on.
 
     Raises:
-        DatasetError: the data set is missing, damaged, unlabelled, or has independent findings.
+        DatasetError: the data set is missing, damaged, unlabelled, nearly empty, or has independent findings.
         SettingsError: there are fewer images than asked for.
     """
     data = ImageDataset.open(probe.data)
     if data.card.task != "single":
-        raise DatasetError(f"--data {data.card.name} has independent findings (task multi); accuracy needs one class")
+        raise DatasetError(_findings("--data", data))
+    _enough(data)
     if probe.images is not None and not 2 <= probe.images <= len(data):
         raise SettingsError(f"--images {probe.images}: {data.card.name} has {len(data)}; give 2 to {len(data)}")
     data.rows([0])  # raises where nobody labelled the images

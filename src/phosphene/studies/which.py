@@ -27,8 +27,8 @@ from . import datasets
 from . import truth as truths
 from .candidates import LEAST, baselines, design, genotypes
 from .figures import write_table
-from .needs import at_least_one
-from .probing import Probe, keys, measure, train_all
+from .needs import at_least_one, positive
+from .probing import Probe, check, keys, measure, train_all
 from .ranks import interval, kendall, spearman, split_half
 from .which_figures import draw_reliability, draw_repeats
 
@@ -71,8 +71,7 @@ def which(
         DatasetError: a data set cannot be read, or has no labels.
     """
     at_least_one(epochs=epochs, batch=batch, jobs=jobs)
-    if budget <= 0:
-        raise SettingsError(f"--budget {budget} is no time; give minutes above 0")
+    positive(budget=budget, lr=lr)
     if architectures < LEAST:
         raise SettingsError(f"--architectures {architectures} cannot be ranked; give {LEAST} or more")
     sets = keys(datasets.opened(data))
@@ -84,6 +83,7 @@ def which(
     here = decide_machine(device, precision)
     first = Probe(arch="", data="", epochs=LONG, seed=seed, device=device, precision=precision, **trained)
     pairs = {name: [twice(replace(first, arch=t, data=str(d.folder)), by) for t in texts] for name, d in sets.items()}
+    check([probe for pair in several for probe in pair] for several in pairs.values())
     settings = {**trained, "budget": budget, "by": by, "epochs": epochs, "architectures": texts}
     inputs = [one.fingerprint for one in sets.values()]
     run = Run.open("study-which", settings, inputs, out, here, seed=seed, estimate=estimate)
@@ -135,8 +135,8 @@ def plan(pairs: Mapping[str, Sequence[tuple[Probe, Probe]]], budget: float, most
 
 
 def _minutes(pairs: Sequence[tuple[Probe, Probe]]) -> float:
-    """Minutes of one epoch of one network, the mean of a few."""
-    return float(np.mean([measure(pair[0])["minutes"] for pair in pairs[:MEASURED]])) / LONG
+    """Minutes of one epoch of one network, the mean of a few; never 0, though they come rounded."""
+    return max(0.005, float(np.mean([measure(pair[0])["minutes"] for pair in pairs[:MEASURED]]))) / LONG
 
 
 def _curves(trained: Sequence[Sequence[float]], sets: Mapping[str, ImageDataset], count: int) -> dict[str, np.ndarray]:
