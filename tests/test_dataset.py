@@ -274,6 +274,14 @@ def test_what_cannot_be_a_data_set_is_refused(tmp_path: Path) -> None:
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
+
+def test_what_nobody_labelled_is_saved_without_labels(tmp_path: Path) -> None:
+    saved = ImageDataset.from_arrays(pixels(), classes=4).save(tmp_path / "d")
+    assert not (tmp_path / "d" / "labels.npy").exists() and saved.summary()["targets"] == "none"
+    with pytest.raises(DatasetError, match="neither labels nor logits"):
+        saved.rows([0])
+
+
 CARD = Card(name="made", origin="test", shape=(3, 8, 10), classes=5, recipe={"steps": 3})
 
 

@@ -50,6 +50,7 @@ class Writer:
         count: int,
         *,
         logits: bool = True,
+        labels: bool = True,
         seeds: int = 0,
         dtype: str = "uint8",
         rank: int = 0,
@@ -57,9 +58,9 @@ class Writer:
     ) -> Writer:
         """Begin the data set of `count` images in folder `path`, or go on with it.
 
-        `logits` False: integer labels instead. `seeds`: columns of seeds.npy, 0 for none. `barrier`: waits for all
-        ranks, needed when there are several. `finished` is set when the folder already holds this very data set. Raises
-        `DatasetError` when it holds another one.
+        `logits` False: labels instead; `labels` False, too: no targets. `seeds`: columns of seeds.npy, 0 for none.
+        `barrier`: waits for all ranks, needed when there are several. `finished` is set when the folder already holds
+        this very data set. Raises `DatasetError` when it holds another one.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,9 +68,9 @@ class Writer:
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {"images": (dtype, (count, *card.shape))}
         if logits:
             shapes["logits"] = ("float16", (count, card.classes))
-        elif card.task == "multi":
+        elif labels and card.task == "multi":
             shapes["labels"] = ("float32", (count, card.classes))
-        else:
+        elif labels:
             shapes["labels"] = ("int64", (count,))
         if seeds:
             shapes["seeds"] = ("int32", (count, seeds))
@@ -110,8 +111,6 @@ class Writer:
         given = {"images": images, "logits": logits, "labels": labels, "seeds": seeds}
         for name, mapped in self._arrays.items():
             if given[name] is None:
-                if name == "labels":  # a set nobody labelled yet
-                    continue
                 raise DatasetError(f"{self.path} expects {name} with every slice")
             values = array(given[name])
             mapped[at] = centred(values, self.card.task) if name == "logits" else values
