@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from phosphene import spaces
+from phosphene import costs, spaces
 from phosphene.core import Architecture, Choices
 from phosphene.costs import Budget
+from phosphene.dataset import ImageDataset
 from phosphene.errors import SettingsError
 from phosphene.hardware import Machine
 from phosphene.run import Run
-from phosphene.search import pareto
+from phosphene.search import pareto, pareto_command
+from phosphene.search.proxyless_command import proxyless
 
 pytest.importorskip("pymoo", reason="needs the extra pareto")
 
@@ -45,14 +47,14 @@ def find(run: Run, budget: Budget | None = None, **settings: Any) -> Architectur
     return pareto.search(SPACE, nothing, nothing, nothing, bound, run, **given)
 
 
-def true_front(costs: Sequence[str], budget: Budget | None = None) -> set[str]:
+def true_front(names: Sequence[str], budget: Budget | None = None) -> set[str]:
     """By plain comparison of every pair."""
     priced = Budget(soft=(("macs", 1.0),)).of(SPACE)
     rows = {}
     for code in CODES:
         choices = SPACE.choices(code)
         if budget is None or budget.fits(choices):
-            rows[code] = (-quality(choices), *(priced.costs(choices)[cost] for cost in costs))
+            rows[code] = (-quality(choices), *(priced.costs(choices)[cost] for cost in names))
 
     def dominates(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
         return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
@@ -60,16 +62,16 @@ def true_front(costs: Sequence[str], budget: Budget | None = None) -> set[str]:
     return {code for code, row in rows.items() if not any(dominates(other, row) for other in rows.values())}
 
 
-@pytest.mark.parametrize("costs", [("macs",), ("params", "macs")])
-def test_the_front_is_the_true_one(costs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("names", [("macs",), ("params", "macs")])
+def test_the_front_is_the_true_one(names: tuple[str, ...]) -> None:
     run = Run.scratch(CPU, 0)
-    found = find(run, costs=costs)
+    found = find(run, costs=names)
     content = json.loads((run.path / "front.json").read_text())
-    assert {row["architecture"] for row in content["front"]} == true_front(costs)
-    assert len(content["seen"]) <= len(CODES) and content["costs"] == list(costs)
+    assert {row["architecture"] for row in content["front"]} == true_front(names)
+    assert len(content["seen"]) <= len(CODES) and content["costs"] == list(names)
     knee = content["front"][content["knee"]]
     assert found.choices == knee["choices"] and knee["score"] == quality(found.choices)
-    first = [row[costs[0]] for row in content["front"]]
+    first = [row[names[0]] for row in content["front"]]
     assert first == sorted(first)
 
 
@@ -184,3 +186,22 @@ def test_children_take_after_both_parents() -> None:
 def test_settings_that_cannot_be_are_named(settings: dict[str, Any], flag: str) -> None:
     with pytest.raises(SettingsError, match=flag):
         find(Run.scratch(CPU, 0), **settings)
+
+
+def test_the_command_searches_a_trained_supernet(tmp_path: Path) -> None:
+    """A supernet of a few steps, its front, the picture; the same command again reads the run."""
+    pixels = np.random.default_rng(7).integers(0, 256, (24, 1, 8, 8), dtype=np.uint8)
+    data = ImageDataset.from_arrays(pixels, labels=np.arange(24) % 3, classes=3)
+    small: dict[str, Any] = {"space": "macro", "width": 0.1, "depths": "1,1", "final_width": 0.2, "device": "cpu"}
+    proxyless(data, out=tmp_path / "net", steps=2, batch=4, alpha_every=1, nets=2, precision="fp32", **small)
+    settings: dict[str, Any] = {"costs": "params,macs", "steps": 2, "population": 4, "calibration": 1, "by": "accuracy"}
+    settings |= {"data": data, "out": tmp_path / "front", "device": "cpu", "precision": "fp32"}
+    found = pareto_command.pareto(tmp_path / "net", **settings)
+    final = spaces.space(found.space)
+    assert final.spec["channels"] == Architecture.load(tmp_path / "net" / "arch.json").space["channels"] > 4
+    assert (found.result["params"], found.result["macs"]) == costs.measure(final, found.choices)
+    content = json.loads((tmp_path / "front" / "front.json").read_text())
+    assert len(content["front"]) == found.result["front"] and len(content["seen"]) == found.result["seen"] <= 9
+    assert (tmp_path / "front" / "front.png").stat().st_size > 5000
+    again = pareto_command.pareto(tmp_path / "net", **settings)
+    assert again.choices == found.choices and again.result == found.result

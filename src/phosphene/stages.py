@@ -48,6 +48,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "search proxyless": "phosphene.search.proxyless_command:proxyless",
     "search spos": "phosphene.search.command:spos",
     "search evolution": "phosphene.search.command:evolution",
+    "search pareto": "phosphene.search.pareto_command:pareto",
     "search random": "phosphene.search.command:random",
     "score": "phosphene.search.score:score",
     "latency measure": "phosphene.latency:measure",

@@ -88,8 +88,9 @@ def search(
         for row, made, value in zip(new, choices, evaluate(choices) if new else [], strict=True):
             price = budget.costs(made)
             seen[code(row)] = [value, *(float(price[cost]) for cost in costs)]
-        found = np.array([seen[code(row)] for row in rows], np.float64)
-        return found * np.array([-1.0] + [1.0] * len(costs))
+        found: Values = np.array([seen[code(row)] for row in rows], np.float64)
+        found[:, 0] *= -1
+        return found
 
     for step in run.steps("pareto", steps, **state):
         if state["ended"]:

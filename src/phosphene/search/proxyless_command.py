@@ -15,9 +15,18 @@ from .setups import FRACTIONS, augmentation, check, total_steps
 from .sizes import SpaceName, settled
 
 HELD_OUT = 32 / 140  # of the images, for α (DFNAS, App. B.4 and C.1: 32k of 140k)
-PASSED = ("mode", "batch", "warm_up", "warm_up_lr", "lr", "momentum", "weight_decay", "label_smoothing")
+PASSED: tuple[str, ...] = (
+    "mode",
+    "batch",
+    "warm_up",
+    "warm_up_lr",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+)
 PASSED += ("alpha_lr", "alpha_init", "alpha_every", "nets", "cost_weight", "penalty", "penalty_scale", "penalty_power")
-PASSED += ("validation", "train_fraction", "temperature")
+PASSED += ("label_smoothing", "validation", "train_fraction", "temperature")
 
 
 def proxyless(
