@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # what is interrupted: an algo
     "pairs": ("proxyless", {"mode": "gradient", "warm_up": 0, "alpha_every": 2, "macs": "~100k"}),
     "sgas, decided late": ("sgas", {"criterion": 1, "decide_from": 1, "batch_increase": 0, "skip_weight": 0.5}),
 }
-ELSEWHERE = ("evolution", "spos")  # interrupted in test_spos
+ELSEWHERE = ("evolution", "spos")  # interrupted in test_evolution and test_spos
 
 
 @pytest.fixture(autouse=True)
