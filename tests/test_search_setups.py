@@ -240,6 +240,17 @@ def test_a_search_ends_at_the_first_epoch_with_so_many_skips(tmp_path: Path) -> 
     assert "stopped" not in free.result
 
 
+@pytest.mark.parametrize("algorithm", ["darts", "sgas"])
+def test_a_search_that_diverges_says_so(algorithm: str, tmp_path: Path) -> None:
+    """With NaN everywhere all choices are ties, and what they give looks like any architecture."""
+    pixels = images().pixels(range(len(images()))).numpy().astype(np.float32)
+    pixels[:] = np.nan
+    broken = ImageDataset.from_arrays(pixels, labels=images().labels, mean=[0.5], std=[0.2])
+    with pytest.raises(SettingsError, match=r"the loss of epoch \d is not a number"):
+        getattr(command, algorithm)(broken, out=tmp_path / "s", **(TINY | {"epochs": 2}))
+    assert not (tmp_path / "s" / "arch.json").exists()
+
+
 def test_the_rule_of_the_eigenvalue_against_the_definition() -> None:
     draws = np.random.default_rng(0)
     answers = set()

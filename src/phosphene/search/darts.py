@@ -26,7 +26,7 @@ from ..run import Run
 from ..spaces.moves import commit
 from . import notation
 from .halves import Halves, Validation, check_batch, number
-from .robust import Stop, check_skips, skip_weight
+from .robust import Stop, check_learning, check_skips, skip_weight
 from .supernet import Softmax, alpha_gradient, alpha_step, check_order, cosine, finish, initial, weight_step
 
 
@@ -88,7 +88,8 @@ def search(
         stop_eigenvalue: end when the dominant eigenvalue rises, with the α of five epochs before (R-DARTS).
 
     Raises:
-        SettingsError: `order`, a `batch` that the ranks cannot share, or no skip connections where they are asked for.
+        SettingsError: `order`, a `batch` that the ranks cannot share, or no skip connections where they are asked for;
+            the loss is no longer a number.
         BudgetError: nothing keeps the budget.
     """
     machine = run.machine
@@ -132,6 +133,7 @@ def search(
             figures["valid_loss"] = alpha_step(alphas, gradient, adam)
         figures["loss"] = weight_step(net, gates([alphas.detach()]), seen, objective, sgd, clip, machine)
         if last == epoch_steps - 1 or step == steps - 1:
+            check_learning(figures["loss"], epoch + 1)
             history[epoch + 1] = alphas.detach()
             chosen = _choose(space, make, alphas, None)
             figures |= {"epoch": epoch + 1, "genotype": notation(space, chosen)}

@@ -7,8 +7,11 @@ eigenvalue          R-DARTS (Zela et al. 2020): end when the validation loss get
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ..core import Choices, SearchSpace
 from ..errors import SettingsError
@@ -83,6 +86,14 @@ def sharp(eigenvalues: Sequence[float]) -> bool:
         return False
     now, before = eigenvalues[-WINDOW:], eigenvalues[-2 * WINDOW : -WINDOW]
     return sum(now) > 0 and sum(before) < RATIO * sum(now)
+
+
+def check_learning(loss: Tensor, epoch: int) -> None:
+    """Raise `SettingsError` where the loss is no number: α is none then, and what is chosen by it are ties."""
+    if math.isnan(float(loss)):
+        raise SettingsError(
+            f"the loss of epoch {epoch} is not a number, the search has diverged: lower --lr or --alpha-lr"
+        )
 
 
 def check_skips(space: SearchSpace, flag: str) -> None:

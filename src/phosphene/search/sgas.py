@@ -35,7 +35,7 @@ from ..run import Run
 from ..spaces.moves import Fits, commit
 from . import notation
 from .halves import Halves, Validation, check_batch
-from .robust import check_skips, kind, skip_weight
+from .robust import check_learning, check_skips, kind, skip_weight
 from .schedule import decision_epochs, rounds, schedule
 from .supernet import Softmax, alpha_gradient, alpha_step, check_order, cosine, finish, initial, weight_step
 
@@ -92,7 +92,8 @@ def search(
             epochs between decisions; None: see `decision_epochs`.
 
     Raises:
-        SettingsError: `criterion`, `order`, or a batch that the ranks cannot share at all times.
+        SettingsError: `criterion`, `order`, or a batch that the ranks cannot share at all times; the loss is no longer
+            a number.
         BudgetError: nothing keeps the budget.
     """
     machine = run.machine
@@ -140,6 +141,7 @@ def search(
             figures["valid_loss"] = alpha_step(alphas, gradient, adam, _frozen(space, made, alphas))
         figures["loss"] = weight_step(net, gates([alphas.detach()]), seen, objective, sgd, clip, machine)
         if plan.ends(step) or step == steps - 1:
+            check_learning(figures["loss"], epoch + 1)
             history[epoch + 1] = alphas.detach()
             rows = exact.weights(alphas.detach().cpu().double())
             due = plan.decisions.count(epoch)
