@@ -193,6 +193,8 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         comparison.compare(["darts-v1", "cifar-resnet20"], out=tmp_path / "g.png")
     with pytest.raises(ArchitectureError, match="nothing-of-this-name"):
         comparison.compare(["nothing-of-this-name"], out=tmp_path / "g.png")
+    with pytest.raises(SettingsError, match=r"--out .*g\.svg: the drawing is a PNG"):
+        comparison.compare(["darts-v1"], out=tmp_path / "g.svg")
 
 
 @pytest.mark.parametrize("name", ["spos", "proxyless-gpu", "macro-best", "nb201-best"])

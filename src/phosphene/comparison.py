@@ -17,6 +17,7 @@ from .spaces.darts import DartsSpace
 from .spaces.genotype import KINDS, Genotype, of_choices
 from .spaces.operations import OPERATIONS
 
+OTHER = (".jpg", ".jpeg", ".gif", ".svg", ".pdf", ".webp")
 Cell = Sequence[tuple[str, int]]
 
 
@@ -64,8 +65,10 @@ def compare(
 
 def _target(out: Path | None, settings: dict[str, Any]) -> tuple[Path, Run | None]:
     """Where to draw: a PNG, or one in a run folder, which a report can show."""
-    if out is None or out.suffix == ".png":
+    if out is None or out.suffix.lower() == ".png":
         return out or Path("genotypes.png"), None
+    if out.suffix.lower() in OTHER:
+        raise SettingsError(f"--out {out}: the drawing is a PNG; name one, or a folder for it")
     run = Run.open("arch-compare", settings, [], out, decide_machine("cpu", "fp32"))
     return run.path / "genotypes.png", run
 

@@ -52,7 +52,7 @@ def train(
     epochs: Annotated[int | None, "passes over the data"] = None,
     steps: Annotated[int | None, "batches in all, instead of --epochs"] = None,
     batch: Annotated[int | None, "images a step, over all processes"] = None,
-    optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, "sgd in every recipe"] = None,
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"] | None, "sgd in every recipe but chexpert's adam"] = None,
     lr: Annotated[float | None, "highest learning rate"] = None,
     momentum: Annotated[float | None, "of sgd"] = None,
     nesterov: Annotated[bool | None, "Nesterov's momentum"] = None,
