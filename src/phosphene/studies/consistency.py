@@ -31,8 +31,9 @@ from .consistency_found import look_up
 from .consistency_scores import Scorer, minutes, score_all
 from .consistency_supernets import BySupernet, space_of, supernets, untrained
 from .figures import write_table
-from .needs import at_least_one
+from .needs import at_least_one, positive
 from .probing import Probe, estimate_all, keys, train_all
+from .probing import check as check_probes
 from .ranks import Column, advantage, interval, kendall, partial, regret, spearman
 
 TENTH = 0.1
@@ -41,6 +42,8 @@ TRUTH = "=truth"
 """what is measured for the truth; no data set and no supernet has such a name"""
 CHANCE = "chance"
 """the baseline that has no ranking: its regret is that of as many random architectures"""
+TAKEN = (*SIZES, CHANCE, "truth")
+"""columns of the tables; data sets of such names get a number"""
 Columns = Mapping[str, Sequence[float]]
 
 
@@ -123,7 +126,9 @@ def consistency(
         ArchitectureError: there is no such architecture.
         RunError: a folder has no supernet.
     """
-    at_least_one(epochs=epochs, truth_epochs=truth_epochs or 1, batch=batch, jobs=jobs, proxy_images=proxy_images)
+    at_least_one(epochs=epochs, truth_epochs=1 if truth_epochs is None else truth_epochs, batch=batch, jobs=jobs)
+    at_least_one(proxy_images=proxy_images)
+    positive(lr=lr)
     tops, kinds = sorted(set(top or TOPS)), plan.kinds(score)
     at_least_one(top=tops[0])
     if not (data or proxy or supernet):
@@ -138,7 +143,7 @@ def consistency(
     looked_up = {} if truth is None else look_up(found or [], truth)
     texts = plan.named(archs, drawn_from, architectures, seed) if known is None else list(known)
 
-    sets, seen = (keys(datasets.opened(given)) if given else {} for given in (data, proxy_data))
+    sets, seen = (keys(datasets.opened(given, TAKEN)) if given else {} for given in (data, proxy_data))
     count = datasets.common_size(sets, images) if sets else images
     trained: dict[str, Any] = {"epochs": epochs, "channels": channels, "cells": cells}
     trained |= {"images": count, "batch": batch, "lr": lr}
@@ -160,7 +165,9 @@ def consistency(
     scorers: dict[str, Scorer] = {**rulers, **bare, **free, **true}
     _apart([*probes, *rulers, *bare, *free, CHANCE, "truth"])
 
-    todo = [replace(probe, arch=text) for probe in probes.values() for text in texts]
+    groups = [[replace(probe, arch=text) for text in texts] for probe in probes.values()]
+    check_probes(groups)
+    todo = [probe for group in groups for probe in group]
     machine = decide_machine(device, precision)
     run = Run.open("study-consistency", trained, [], out, machine, seed=seed, estimate=estimate)
     if estimate:

@@ -28,7 +28,7 @@ from ..proxies import SIZES, score
 from ..proxies.batch import draw
 from ..proxies.command import prepared
 
-MEASURED = 2
+MEASURED = 3
 """architectures that an estimate scores"""
 
 
@@ -132,16 +132,22 @@ def score_all(
 
 
 def minutes(scorers: Mapping[str, Scorer], texts: Sequence[str], folder: Path | None, jobs: int) -> float:
-    """How long what `folder` does not have would take, from a few architectures of each scorer."""
+    """How long what `folder` does not have would take, from one and from a few architectures of each scorer."""
     total = 0.0
     for name, scorer in scorers.items():
-        pieces = [] if folder is None else _pieces(name, scorer, texts, folder)
-        left = len(texts) - sum(len(piece) for path, piece in pieces if _there(path, piece))
-        began = time.monotonic()
+        pieces = _pieces(name, scorer, texts, folder or Path())
+        left = [piece for path, piece in pieces if folder is None or not _there(path, piece)]
         if left:
-            scorer.scores(texts[:MEASURED])
-        total += (time.monotonic() - began) * left / MEASURED
+            one, some = (_seconds(scorer, texts[:count]) for count in (1, MEASURED))
+            each = max(0.0, some - one) / (MEASURED - 1)
+            total += len(left) * max(0.0, one - each) + sum(map(len, left)) * each  # reading images, once a piece
     return total / 60 / jobs
+
+
+def _seconds(scorer: Scorer, texts: Sequence[str]) -> float:
+    began = time.monotonic()
+    scorer.scores(texts)
+    return time.monotonic() - began
 
 
 def _pieces(name: str, scorer: Scorer, texts: Sequence[str], folder: Path) -> list[tuple[Path, list[str]]]:

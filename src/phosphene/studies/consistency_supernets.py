@@ -19,7 +19,8 @@ from ..files import read_json
 from ..hardware import machine as decide_machine
 from ..scoring import Scorer as OnSupernet
 from ..scoring import Scoring, canonical
-from ..search.score import resolve, scoring
+from ..search.score import resolve
+from ..search.scored import scoring
 from .datasets import apart
 
 FIGURES = ("kl", "accuracy")
