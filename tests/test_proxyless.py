@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -458,12 +459,36 @@ def test_hard_rows_are_smoothed_and_soft_rows_are_not() -> None:
         return output.mean()
 
     hard = patterns(8)
-    soft = ImageDataset.from_arrays(np.zeros((4, 1, 8, 8), np.uint8), logits=np.eye(4), classes=4)
-    rows = Batch(torch.zeros(1), torch.eye(4))
+    soft = ImageDataset.from_arrays(np.zeros((8, 1, 8, 8), np.uint8), logits=50 * np.eye(4)[np.arange(8) % 4])
     for data, share, top in [(hard, None, 0.925), (soft, None, 1.0), (hard, 0.0, 1.0), (soft, 0.2, 0.85)]:
-        proxyless._smoothed(objective, data, share)(torch.zeros(4), rows)
-        assert torch.allclose(seen[-1].max(1).values, torch.full((4,), top))
-        assert torch.allclose(seen[-1].sum(1), torch.ones(4))
+        settings: dict[str, Any] = {"steps": 1, "batch": 4, "label_smoothing": share, "train_fraction": 0.5}
+        proxyless.search(Glasses(), data, objective, top1, Budget(), Run.scratch(CPU, 0), **settings)  # type: ignore
+        assert torch.allclose(seen[-1].max(1).values, torch.full((4,), top), atol=1e-4)
+        assert torch.allclose(seen[-1].sum(1), torch.ones(4), atol=1e-4)
+
+
+class Sure(nn.Module):
+    """A teacher's network that sees the third class everywhere."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.tensor([0.0, 0.0, 90.0, 0.0]).expand(len(inputs), 4)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_teacher_is_asked_for_the_rows(mode: str) -> None:
+    seen: list[Tensor] = []
+
+    def objective(output: Tensor, batch: Batch) -> Tensor:
+        seen.append(batch.targets)
+        return soft_cross_entropy(output, batch)
+
+    asked = SimpleNamespace(net=Sure(), mean=(0.5,), std=(0.2,), name="sure", classes=4, shape=(1, 8, 8))
+    settings: dict[str, Any] = {"steps": 2, "batch": 8, "alpha_every": 1, "train_fraction": 0.5, "mode": mode}
+    run: Any = Run.scratch(CPU, 0)
+    space: Any = Glasses()
+    proxyless.search(space, patterns(), objective, top1, Budget(), run, teacher=asked, **settings)  # type: ignore
+    assert len(seen) == {"rl": 2, "gradient": 4}[mode]
+    assert all(torch.allclose(rows, torch.eye(4)[2].expand(8, 4), atol=1e-4) for rows in seen)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from ..dataset import Augmentation, ImageDataset
 from ..errors import SettingsError
 from ..run import Run
 from ..spaces.moves import commit
+from ..teacher import Teacher
 from . import notation
 from .halves import Halves, Validation, check_batch, number
 from .proxyless_costs import Penalty, penalised, reward
@@ -73,6 +74,7 @@ def search(
     train_fraction: float = 0.77,
     augment: Augmentation | None = None,
     temperature: float = 1.0,
+    teacher: Teacher | None = None,
 ) -> Architecture:
     """Search by ProxylessNAS.
 
@@ -102,7 +104,8 @@ def search(
         validation: "split" or "mirrored", see `Halves`.
         train_fraction: share of the images that trains weights (DFNAS holds out 32k of 140k for α).
         augment: of the training images, and of those for α that were split off.
-        temperature: of the rows, where the targets are logits.
+        temperature: of the rows, where the targets are logits or the teacher's.
+        teacher: asked for the rows of every image as it is seen, instead of what is stored.
 
     Raises:
         SettingsError: a mode or penalty that does not exist, a `batch` that the ranks cannot share, or an aim of 1 or
@@ -112,9 +115,8 @@ def search(
     machine = run.machine
     check_batch(batch, run)
     every = _checked(mode, penalty, budget, alpha_every)
-    halves = Halves(
-        *(data, run), validation=validation, fraction=train_fraction, augment=augment, temperature=temperature
-    )
+    views: dict[str, Any] = {"augment": augment, "temperature": temperature, "teacher": teacher}
+    halves = Halves(data, run, validation=validation, fraction=train_fraction, **views)
     epoch_steps = max(1, len(halves.train) // batch)
     first = min(steps, warm_up * epoch_steps)  # the first step of the search itself
     policy = Policy(space)
@@ -123,6 +125,8 @@ def search(
         alphas = machine.place(initial(space.decisions, alpha_init)).requires_grad_()
     sgd = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
     adam = torch.optim.Adam([alphas], alpha_lr, alpha_betas)
+    if label_smoothing is None:
+        label_smoothing = 0.0 if data.soft or teacher is not None else 0.1  # soft rows say themselves what is alike
     smooth = _smoothed(objective, data, label_smoothing)
     run.disk(12 * sum(weight.numel() for weight in net.parameters()))  # the supernet and two checkpoints of it
     history = torch.zeros(1 + math.ceil(steps / epoch_steps), *alphas.shape)
@@ -279,9 +283,8 @@ def _generator(run: Run, purpose: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(number(run.seed, purpose, step))
 
 
-def _smoothed(objective: Objective, data: ImageDataset, share: float | None) -> Objective:
-    """The objective on rows of which a share is spread over all classes; soft rows say themselves what is alike."""
-    part = (0.0 if data.soft else 0.1) if share is None else share
+def _smoothed(objective: Objective, data: ImageDataset, part: float) -> Objective:
+    """The objective on rows of which a part is spread over all classes."""
     ways = 2 if data.card.task == "multi" else data.card.classes
 
     def loss(output: Tensor, batch: Batch) -> Tensor:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 from ..dataset import ImageDataset
 from ..errors import SettingsError
 from ..latency import TABLE, On
+from ..teacher import Teacher, load
 from .found import Found, find, open_data
+from .halves import check_teacher
 from .proxyless import Mode
 from .proxyless_costs import Penalty
 from .setups import FRACTIONS, augmentation, check, total_steps
@@ -78,7 +80,9 @@ def proxyless(
     crop: Annotated[int | None, "side of the random crop; default: the teacher's input, else the image"] = None,
     pad: Annotated[int | None, "black border; default: an eighth of the side, 0 if --crop is smaller"] = None,
     flip: Annotated[bool | None, "mirror half of the images; default: colour images only"] = None,
-    temperature: Annotated[float, "of the rows, where the data set has logits"] = 1.0,
+    temperature: Annotated[float, "of the rows, where the data set has logits, or of the teacher's"] = 1.0,
+    teacher: Annotated[Teacher | str | None, "ask this network for the rows of every image as it is seen"] = None,
+    checkpoint: Annotated[Path | None, "the teacher's weights"] = None,
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
     seed: Annotated[int, "of all random numbers"] = 0,
     device: Annotated[str, "auto, cpu, cuda[:i] or mps"] = "auto",
@@ -97,14 +101,21 @@ def proxyless(
     Raises:
         SettingsError: a setting that cannot be used, or that does not fit the data.
         DatasetError: the data set cannot be read.
+        TeacherError: the teacher cannot be loaded.
         ArchitectureError: the space cannot be built with these settings.
         BudgetError: no architecture keeps the bounds.
     """
     given = dict(locals())
     images = open_data(given.pop("data"))
-    given = _settled(settled(given), images)
+    given.pop("checkpoint")
+    asked = None if teacher is None else load(teacher, checkpoint=checkpoint)
+    given = _settled(settled(given), images) | {"teacher": None if asked is None else asked.fingerprint}
     augment = augmentation(images, given | {"setup": "real"})
-    passed = {name: given[name] for name in PASSED} | {"augment": augment, "steps": total_steps(len(images), given)}
+    if asked is not None:
+        side = getattr(augment, "crop", None)
+        check_teacher(asked, images, (images.card.shape[0], *((side, side) if side else images.card.shape[1:])))
+    passed = {name: given[name] for name in PASSED} | {"augment": augment, "teacher": asked}
+    passed["steps"] = total_steps(len(images), given)
     return find("proxyless", images, augment, given, passed)
 
 
