@@ -138,7 +138,7 @@ def test_sizes_that_a_space_does_not_have_are_refused(
 def test_impossible_depths_and_budgets_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="six depths"):
         command.darts(images(), space="mbconv", depths="1,1", out=tmp_path / "run", **LEARNED)
-    with pytest.raises(PhospheneError, match="--macs .* excludes every architecture .smallest"):
+    with pytest.raises(PhospheneError, match=r"--macs .* excludes every architecture .smallest"):
         search("darts", "macro", tmp_path / "run", macs="10")
     assert not (tmp_path / "run").exists()
 

@@ -137,7 +137,7 @@ def measure(
     precision: Annotated[Literal["fp32", "bf16"], "of the arithmetic"] = "fp32",
     table: Annotated[Path, "the file that keeps the times; what stands there is not measured again"] = TABLE,
 ) -> dict[str, Any]:
-    """Time every block of a space on this machine, for searches here or elsewhere with --latency 5 --latency-table FILE.
+    """Time every block of a space here, for searches anywhere with --latency 5 --latency-table FILE.
 
     Searches measure what they lack by themselves; this is for times that are carried to another machine.
 
