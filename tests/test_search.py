@@ -291,6 +291,7 @@ def test_bfloat16_runs_and_second_order_too(tmp_path: Path) -> None:
         ({"lr": 0.0}, "--lr 0.0"),
         ({"alpha_weight_decay": -1.0}, "--alpha-weight-decay -1.0"),
         ({"warm_up": 2}, "--warm-up 2"),
+        ({"warm_up": -1}, "--warm-up -1 is negative"),
         ({"final_channels": 0}, "--channels 0"),
         ({"train_fraction": 1.0}, "--train-fraction"),
         ({"temperature": 0.0}, "--temperature"),

@@ -76,7 +76,7 @@ class Stop:
         if eigenvalue is not None:
             self.state["eigenvalues"].append(eigenvalue)
             if sharp(self.state["eigenvalues"]):
-                because = f"the dominant eigenvalue rose by 1 / {RATIO} or more within {WINDOW} epochs"
+                because = f"the dominant eigenvalue rose to 1 / {RATIO} of itself or more within {WINDOW} epochs"
                 self.state["stopped"] = {"after": epoch, "of": epoch - WINDOW, "because": because}
 
 

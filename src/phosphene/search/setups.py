@@ -107,7 +107,9 @@ def _check_parts(count: int, given: dict[str, Any]) -> None:
         raise SettingsError(
             f"{'--epochs' if steps is None else '--steps'} {epochs if steps is None else steps} is less than 1"
         )
-    if given["warm_up"] < 0 or (steps is not None and given["warm_up"] * (training // batch) >= steps):
+    if given["warm_up"] < 0:
+        raise SettingsError(f"--warm-up {given['warm_up']} is negative")
+    if steps is not None and given["warm_up"] * (training // batch) >= steps:
         raise SettingsError(f"--warm-up {given['warm_up']} leaves no step of {steps} to the architecture; lower it")
 
 
