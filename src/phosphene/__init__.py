@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .report import report
     from .studies.classes import classes as study_classes
     from .studies.collapse import collapse as study_collapse
+    from .studies.consistency import consistency as study_consistency
     from .studies.difficulty import difficulty as study_difficulty
     from .studies.distinguish import distinguish as study_distinguish
     from .studies.which import which as study_which
@@ -79,6 +80,7 @@ __all__ = [
     "search",
     "study_classes",
     "study_collapse",
+    "study_consistency",
     "study_difficulty",
     "study_distinguish",
     "study_which",
@@ -106,6 +108,7 @@ _WHERE = {
     "run_recipe": "recipe:run",
     "study_classes": "studies.classes:classes",
     "study_collapse": "studies.collapse:collapse",
+    "study_consistency": "studies.consistency:consistency",
     "study_difficulty": "studies.difficulty:difficulty",
     "study_distinguish": "studies.distinguish:distinguish",
     "study_which": "studies.which:which",
