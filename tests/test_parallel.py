@@ -140,6 +140,7 @@ def test_stopped_and_run_again(jobs, number, tmp_path):
     """The finished are not done again, the others go on where they were, and the end is the same."""
     script = SCRIPT.format(tests=str(Path(__file__).parent), folder=str(tmp_path), jobs=jobs)
     first = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "c0" / "result.json", 1)
     wait_for(tmp_path / "c1.log", 6)
     os.kill(first.pid, number)
     said = first.communicate(timeout=30)[1]

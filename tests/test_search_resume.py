@@ -30,14 +30,15 @@ FILES = (
     "alphas.npy",
     "genotype.txt",
 )
+HALF = {"train_fraction": 0.5}  # three batches to validate on
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # what is interrupted: an algorithm and its settings
     "first order": ("darts", {"flip": True}),
     "second order": ("darts", {"order": 2, "flip": True}),
     "unreal": ("darts", {"setup": "unreal", "warm_up": 1, "epochs": 2, "batch": 13, "skip_weight": 1.0}),
     "stopped": ("darts", {"stop_skips": 1, "stop_eigenvalue": True, "flip": True}),
     "sgas": ("sgas", {"criterion": 2, "batch_increase": 1, "epochs": 4, "flip": True}),
-    "proxyless": ("proxyless", {"warm_up": 1, "alpha_every": 2, "nets": 2, "flip": True, "epochs": 2}),
-    "pairs": ("proxyless", {"mode": "gradient", "warm_up": 0, "alpha_every": 2, "macs": "~100k"}),
+    "proxyless": ("proxyless", {"warm_up": 1, "alpha_every": 2, "nets": 2, "flip": True, "epochs": 2, **HALF}),
+    "pairs": ("proxyless", {"mode": "gradient", "warm_up": 0, "alpha_every": 2, "macs": "~100k", **HALF}),
     "sgas, decided late": ("sgas", {"criterion": 1, "decide_from": 1, "batch_increase": 0, "skip_weight": 0.5}),
 }
 ELSEWHERE = ("evolution", "spos")  # interrupted in test_evolution and test_spos
