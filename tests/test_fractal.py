@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from phosphene.errors import DatasetError, MissingExtra, SettingsError
 from phosphene.unreal import category as category_module
-from phosphene.unreal import fractal, orbit, render
+from phosphene.unreal import counter, fractal, orbit, render
 from phosphene.unreal.category import Category, candidate
 from phosphene.unreal.instances import WEIGHTS, instances, masks
 
@@ -124,7 +124,7 @@ def test_maps_are_taken_in_proportion_to_their_determinants(categories):
 def test_categories_fill_a_fifth_of_the_image_when_measured_again(categories):
     assert all(0.2 <= c.filling < 0.39 for c in categories)
     chosen = categories[1]
-    key = int(orbit.key(0, category_module.TRIAL, chosen.place)[0])
+    key = int(counter.key(0, category_module.TRIAL, chosen.place)[0])
     assert len(plain(chosen.maps.tolist(), key, 100_000, 512)) / 512**2 == chosen.filling
 
 
@@ -134,7 +134,7 @@ def test_no_candidate_is_passed_over_and_none_is_taken_twice(categories):
         assert (candidate(0, category.place) == category.maps).all()
     for place in set(range(categories[1].place)) - {categories[0].place}:
         trial = Category(candidate(0, place))
-        key = int(orbit.key(0, category_module.TRIAL, place)[0])
+        key = int(counter.key(0, category_module.TRIAL, place)[0])
         assert draw_one(trial, key, 100_000, 512, "auto")[1] < 0.2 * 512**2
 
 
@@ -352,7 +352,7 @@ def test_the_next_weight_row_stands_in_for_one_that_explodes(categories):
     found = instances(category, number, seed=0)
     maps = np.stack([c.padded for c in categories])[category] * WEIGHTS[found.row][:, None]
     edges = np.stack([c.edges for c in categories])[category]
-    keys = orbit.key(0, fractal.ORBIT, category, found.row, found.patch, 0)
+    keys = counter.key(0, fractal.ORBIT, category, found.row, found.patch, 0)
     hits = render.render(maps, edges, keys, points=1563, size=32)[1]
     assert 10 < (hits < 64).sum() < 1000 and (hits[found.row == 0] >= 64).all()
     i = int(np.argmin(hits))
@@ -361,7 +361,7 @@ def test_the_next_weight_row_stands_in_for_one_that_explodes(categories):
     while hits[i] < 64:
         attempt += 1
         weighted = categories[category[i]].padded * WEIGHTS[(row + attempt) % 25]
-        key = orbit.key(0, fractal.ORBIT, int(category[i]), (row + attempt) % 25, int(found.patch[i]), attempt)
+        key = counter.key(0, fractal.ORBIT, int(category[i]), (row + attempt) % 25, int(found.patch[i]), attempt)
         canvas, hits[i : i + 1] = render.render(weighted[None], edges[i : i + 1], key, points=1563, size=32)
     assert (flips_of(32)[found.flip[i]](image[0]) == 127 * (canvas > 0)).all()
 

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +28,7 @@ from phosphene.search.proxyless_costs import penalised, reward
 from phosphene.search.proxyless_paths import Pairs, Policy, policy_gradient, rescale, two_path_gates
 from phosphene.spaces.choice import Choice
 from phosphene.spaces.darts import DartsSpace
+from phosphene.teacher import Teacher
 
 CPU = Machine(torch.device("cpu"))
 MODES = ["rl", "gradient"]
@@ -482,7 +482,7 @@ def test_a_teacher_is_asked_for_the_rows(mode: str) -> None:
         seen.append(batch.targets)
         return soft_cross_entropy(output, batch)
 
-    asked = SimpleNamespace(net=Sure(), mean=(0.5,), std=(0.2,), name="sure", classes=4, shape=(1, 8, 8))
+    asked = Teacher(Sure(), (0.5,), (0.2,), (1, 8, 8), 4, None, "sure", "")
     settings: dict[str, Any] = {"steps": 2, "batch": 8, "alpha_every": 1, "train_fraction": 0.5, "mode": mode}
     run: Any = Run.scratch(CPU, 0)
     space: Any = Glasses()

@@ -142,7 +142,7 @@ def test_the_teacher_sees_its_own_normalisation():
     asked = teachers.load(small(5), mean=0.1, std=0.9, size=8)
     data = digits(mean=[0.4], std=[0.2])
     index = torch.arange(12)
-    rows = MODULE._answers(asked, data.batch(index).inputs, data, 2.0, machine("cpu", "fp32"))
+    rows = asked.rows(data.batch(index).inputs, data, 2.0, machine("cpu", "fp32"))
     assert torch.allclose(rows, (asked.logits(data.pixels(index)) / 2).softmax(1), atol=1e-5)
 
 
@@ -216,7 +216,7 @@ def test_a_teachers_findings_at_a_temperature(tmp_path):
     ):
         assert torch.allclose(p - 0.1 * g, trained, atol=1e-5), name
     asked = teachers.load(small(5), mean=0.5, std=0.3, size=8)
-    answers = MODULE._answers(asked, data.batch(index).inputs, data, 2.0, machine("cpu", "fp32"))
+    answers = asked.rows(data.batch(index).inputs, data, 2.0, machine("cpu", "fp32"))
     assert torch.allclose(answers, torch.sigmoid(asked.logits(data.pixels(index)) / 2), atol=1e-5)
 
 

@@ -60,6 +60,18 @@ class Teacher:
                 rows.append(net(inputs).float().to(pixels.device))
         return torch.cat(rows) if rows else torch.zeros(0, self.classes, device=pixels.device)
 
+    @torch.no_grad()
+    def rows(self, inputs: Tensor, data: ImageDataset, temperature: float, machine: Machine) -> Tensor:
+        """Rows ``(N, K)`` at the temperature for images ``(N, C, H, W)`` that are normalised as `data` is."""
+        seen, own = torch.tensor([self.mean, self.std]), torch.stack(data.normalisation)
+        if not torch.allclose(seen, own, atol=1e-6):
+            (mean, std), (m, s) = (pair.to(inputs).view(2, 1, -1, 1, 1) for pair in (own, seen))
+            inputs = (inputs * std + mean - m) / s
+        with machine.autocast():
+            logits: Tensor = machine.place(self.net)(machine.place(inputs))
+        sharp = logits.float() / temperature
+        return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
+
     def describe(self) -> dict[str, Any]:
         """What a card says of the teacher: JSON, enough to see whether two data sets had the same one."""
         names = list(self.class_names) if self.class_names else None

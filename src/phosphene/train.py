@@ -198,25 +198,11 @@ def _draw(
     else:
         pixels = augment.move(machine.place(data.pixels(index)), generator)
         inputs, _ = augment.mix(data.normalise(pixels), pixels.new_zeros(len(index), 1).float(), generator)
-        drawn = Batch(inputs, _answers(teacher, inputs, data, recipe.temperature, machine))
+        drawn = Batch(inputs, teacher.rows(inputs, data, recipe.temperature, machine))
     inputs, rows = machine.place(drawn.inputs), drawn.targets
     smooth = recipe.label_smoothing
     ways = 2 if data.card.task == "multi" else rows.shape[1]  # a finding is present or absent
     return Batch(inputs, rows * (1 - smooth) + smooth / ways if smooth else rows)
-
-
-@torch.no_grad()
-def _answers(teacher: Teacher, inputs: Tensor, data: ImageDataset, temperature: float, machine: Machine) -> Tensor:
-    """The teacher's rows ``(N, K)`` on the very images the student sees, brought to the teacher's normalisation."""
-    seen = torch.tensor([teacher.mean, teacher.std])
-    own = torch.stack(data.normalisation)
-    if not torch.allclose(seen, own, atol=1e-6):
-        (mean, std), (m, s) = (pair.to(inputs).view(2, 1, -1, 1, 1) for pair in (own, seen))
-        inputs = (inputs * std + mean - m) / s
-    with machine.autocast():
-        logits: Tensor = machine.place(teacher.net)(inputs)
-    sharp = logits.float() / temperature
-    return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
 
 
 def _mixed(*numbers: int) -> int:

@@ -19,7 +19,6 @@ from ..augment import View
 from ..core import Batch
 from ..dataset import Augmentation, ImageDataset, batches
 from ..errors import SettingsError
-from ..hardware import Machine
 from ..run import Run
 from ..teacher import Teacher
 
@@ -103,21 +102,7 @@ def draw(
     inputs = images.normalise(pixels)
     if augment is not None:  # the mixed rows are not asked for: the teacher sees the mixed images
         inputs, _ = augment.mix(inputs, inputs.new_zeros(len(inputs), 1), generator)
-    return Batch(machine.place(inputs), answers(teacher, inputs, images, temperature, machine))
-
-
-@torch.no_grad()
-def answers(
-    teacher: Teacher, inputs: torch.Tensor, data: ImageDataset, temperature: float, machine: Machine
-) -> torch.Tensor:
-    """The teacher's rows ``(N, K)`` at the temperature for images ``(N, C, H, W)`` that are normalised as `data` is."""
-    mean, std = (x.to(inputs).view(1, -1, 1, 1) for x in data.normalisation)
-    own_mean, own_std = (torch.tensor(x).to(inputs).view(1, -1, 1, 1) for x in (teacher.mean, teacher.std))
-    seen = (inputs * std + mean - own_mean) / own_std
-    with machine.autocast():
-        logits: torch.Tensor = machine.place(teacher.net)(machine.place(seen))
-    sharp = logits.float() / temperature
-    return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
+    return Batch(machine.place(inputs), teacher.rows(inputs, images, temperature, machine))
 
 
 def check_teacher(teacher: Teacher, data: ImageDataset, shape: tuple[int, ...]) -> None:

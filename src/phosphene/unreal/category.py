@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from ..errors import DatasetError, SettingsError
 from ..files import write_json
-from .orbit import MAPS, Words, key, thresholds
+from .counter import key
+from .orbit import MAPS, Words, thresholds
 from .render import Backend, render
 
 CANDIDATE, TRIAL = 11, 12  # streams of random numbers: a candidate's parameters, the orbit that measures it

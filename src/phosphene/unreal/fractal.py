@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ..errors import DatasetError, SettingsError
 from .category import Category, find_categories, load, save
+from .counter import key
 from .instances import WEIGHTS, Instances, instances, masks
-from .orbit import MAPS, key
+from .orbit import MAPS
 from .render import Backend, render
 
 __all__ = ["Category", "draw", "find_categories", "load", "points_of", "save"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .orbit import key
+from .counter import key
 
 FACTORS = (0.2, 0.6, 1.4, 1.8)
 WEIGHTS = np.ones((25, 6))  # row 0 changes nothing; row 1 + 4k + j multiplies parameter k of every map by FACTORS[j]

@@ -22,15 +22,6 @@ WIDEST = 1e12  # an orbit of a larger extent has exploded; of one below 1 / WIDE
 Words = NDArray[np.uint64]
 
 
-def key(*parts: int | NDArray[np.integer]) -> Words:
-    """One 64-bit word for a tuple of integers; arrays are taken element by element, as in any numpy expression."""
-    found = np.zeros((1,), np.uint64)
-    for part in parts:
-        words = np.asarray(part % (1 << 64) if isinstance(part, int) else part).astype(np.uint64)
-        found = mix((found ^ words) + GOLDEN)
-    return found
-
-
 def lanes_of(points: int) -> int:
     """How many orbits share an image's points."""
     return max(LANES, points // STEPS)
