@@ -288,7 +288,7 @@ def test_labels_a_teacher_and_fair_paths(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"held_out": 13}, "--held-out 13"),
+        ({"held_out": 14}, "--held-out 14"),
         ({"batch": 32}, "--batch 32 does not fit: 31 images train"),
         ({"sampling": "bins"}, "--sampling bins needs a window"),
         ({"sampling": "bins", "macs": "300..200K", "bins": 0}, "--bins 0"),

@@ -67,7 +67,7 @@ def spos(
     temperature: Annotated[float | None, "of both sides; default 3 where rows are a network's, 1 for labels"] = None,
     teacher: Annotated[Teacher | str | None, "ask this network for the rows of every image as it is seen"] = None,
     checkpoint: Annotated[Path | None, "the teacher's weights"] = None,
-    held_out: Annotated[int, "images of each class that only score candidates"] = HELD_OUT,
+    held_out: Annotated[int, "images of each class that only score candidates; of rare classes half"] = HELD_OUT,
     by: Annotated[By, "what is best: −KL or accuracy on held-out images"] = "kl",
     score_images: Annotated[int | None, "of the images held out, so many at most"] = None,
     score_batch: Annotated[int, "images at once when scoring"] = 250,

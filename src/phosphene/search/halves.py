@@ -116,17 +116,20 @@ def check_teacher(teacher: Teacher, data: ImageDataset, shape: tuple[int, ...]) 
 def hold_out(data: ImageDataset, each: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
     """(the rest, `each` images of every class), drawn by `seed`; classes are the arg-max of rows (DFNAS, App. B.3).
 
+    A class gives no more than half of its images: a teacher finds few of some classes in noise.
+
     Raises:
-        SettingsError: a class has so few images that none of them would be left; `each` is less than 1.
+        SettingsError: no class has more than `each` images; `each` is less than 1.
     """
     labels = data.labels
     there, counts = np.unique(labels, return_counts=True)
-    if each < 1 or counts.min() <= each:
-        least = f"class {there[counts.argmin()]} has {counts.min()} images"
+    if each < 1 or counts.max() <= each:
+        least = f"class {there[counts.argmax()]} has {counts.max()} images, and no other one has more"
         raise SettingsError(f"--held-out {each} images of each class cannot be had: {least}; give 1 or more, and fewer")
     order = np.random.default_rng(number(seed, "held out")).permutation(len(data))
-    taken = np.concatenate([order[labels[order] == label][:each] for label in there])
-    return data.subset(np.setdiff1d(order, taken)), data.subset(np.sort(taken))
+    taken = [order[labels[order] == label][: min(each, count // 2)] for label, count in zip(there, counts, strict=True)]
+    held = np.sort(np.concatenate(taken))
+    return data.subset(np.setdiff1d(order, held)), data.subset(held)
 
 
 def parts(data: ImageDataset, facts: dict[str, Any], each: int | None, seed: int) -> tuple[ImageDataset, ImageDataset]:
@@ -136,7 +139,7 @@ def parts(data: ImageDataset, facts: dict[str, Any], each: int | None, seed: int
         data: the data set.
         facts: `parts` of `supernet.json`: how the supernet's data set was shared out; the same is done to this one.
         each: images of every class to hold out, where the data set is another one or `facts` say nothing; None: 32,
-            or a fifth of the smallest class where that is less.
+            or a fifth of the images of a class, on average, where that is less.
         seed: of that draw.
     """
     if each is None and facts.get("data") == data.fingerprint:
@@ -145,7 +148,7 @@ def parts(data: ImageDataset, facts: dict[str, Any], each: int | None, seed: int
         if facts.get("validation") == "split":
             return data.split(float(facts["fraction"]), int(facts["seed"]))
     if each is None:
-        each = max(1, min(HELD_OUT, int(np.unique(data.labels, return_counts=True)[1].min()) // 5))
+        each = max(1, min(HELD_OUT, len(data) // (5 * len(np.unique(data.labels)))))
     return hold_out(data, each, seed)
 
 
