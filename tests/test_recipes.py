@@ -181,6 +181,17 @@ def test_figures_are_collected_over_seeds(tmp_path):
     assert by_label["inside of rich"]["mean"] == 50 and "inside of plain" not in by_label
 
 
+def test_a_figure_has_the_mean_of_its_intervals_and_may_be_what_a_stage_took(tmp_path):
+    whole = GOOD.replace('key = "weight"', 'key = "weight"\ninterval = ["inner.x", "weight"]', 1)
+    whole += '\n[[figure]]\nlabel = "minutes"\nstage = "dough"\nkey = "minutes"\n'
+    source = tmp_path / "bread.toml"
+    source.write_text(whole)
+    found = {f["label"]: f for f in recipe.run(source, out=tmp_path / "o")["figures"]}
+    assert found["weight: plain"]["interval"] == [0.5, 30.5]  # of seeds 0 and 1
+    took = [json.loads((tmp_path / f"o/dough-plain-{seed}.json").read_text())["minutes"] for seed in (0, 1)]
+    assert list(found["minutes: plain"]["values"].values()) == took
+
+
 def test_finished_stages_are_not_repeated(tmp_path, capsys):
     source = write(tmp_path)
     first = recipe.run(source, out=tmp_path / "o")

@@ -25,6 +25,7 @@ from .progress import say
 from .settings import settings
 from .stages import REFERENCE, SHOWN, Job, Recipe, digest_source, environment, function, nearest, read, strings
 
+MINUTES = "minutes"  # key of a figure: what a stage has taken, whatever it returned
 _BUSY = threading.Lock()  # held by a worker's task
 
 
@@ -245,6 +246,8 @@ def _spread(value: Any, span: str | None) -> Any:
 
 
 def _look_up(state: dict[str, Any] | None, key: str, job: Job) -> Any:
+    if state is not None and key == MINUTES:
+        return state["minutes"]
     value: Any = (state or {}).get("result")
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
@@ -336,12 +339,14 @@ def _number(value: Any, entry: dict[str, Any]) -> float | None:
 
 
 def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: Path) -> dict[str, Any]:
-    """The interval that the one job of a figure gives, if the figure names its keys."""
-    of_case = [job for job in jobs if job.axes.get("case") == case and _state(folder, job)]
-    if "interval" not in entry or len(of_case) != 1:
+    """The interval, if the figure names the keys of its ends; of several jobs the mean of their ends."""
+    if "interval" not in entry:
         return {}
-    ends = [_number(_look_up(_state(folder, of_case[0]), key, of_case[0]), entry) for key in entry["interval"]]
-    return {} if None in ends else {"interval": ends}
+    of_case = [job for job in jobs if job.axes.get("case") == case]
+    ends = [_values({**entry, "key": key}, of_case, folder).values() for key in entry["interval"]]
+    if not all(ends) or any(end is None for side in ends for end in side):
+        return {}
+    return {"interval": [sum(side) / len(side) for side in ends]}  # type: ignore[arg-type]
 
 
 def _record(
