@@ -192,6 +192,19 @@ def test_a_figure_has_the_mean_of_its_intervals_and_may_be_what_a_stage_took(tmp
     assert list(found["minutes: plain"]["values"].values()) == took
 
 
+def test_a_figure_of_a_list_becomes_one_for_each_of_its_names(tmp_path):
+    lists = '[lists.parts]\nweight = "all of it"\ninner.x = "its inside"\n'.replace("inner.x", '"inner.x"')
+    several = '\n[[figure]]\neach = "parts"\nstage = "dough"\ncase = "rich"\nkey = "{name}"\ngroup = "Parts"\n'
+    whole = GOOD.replace("[scales.smoke]", lists + "[scales.smoke]", 1)
+    source = write(tmp_path, whole + several)
+    found = {f["label"]: f for f in recipe.run(source, out=tmp_path / "o")["figures"] if f.get("group") == "Parts"}
+    assert found["all of it"]["mean"] == 30.5 and found["its inside"]["mean"] == 0.5
+    with pytest.raises(RecipeError, match=r"each.*did you mean 'parts'"):
+        stages.read(write(tmp_path, whole + several.replace('"parts"', '"part"'), "other"), "smoke")
+    with pytest.raises(RecipeError, match=r"each.*there are none"):
+        stages.read(write(tmp_path, GOOD + several, "none"), "smoke")
+
+
 def test_finished_stages_are_not_repeated(tmp_path, capsys):
     source = write(tmp_path)
     first = recipe.run(source, out=tmp_path / "o")

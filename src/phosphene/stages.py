@@ -5,7 +5,9 @@
     [defaults.train]             settings of every `train` in this recipe
     [[stage]]                    name, call, with = {…}, seeds = [0, 1], cases.NAME = {…}, scales, priority = 0
     [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales,
-                                 interval = [key, key] (where a study gives one)
+                                 interval = [key, key] (where a study gives one); the key "minutes" is the job's time
+    [lists.rows]                 name = "label", …: a figure with each = "rows" becomes one for each of them, {name}
+                                 and that label filled in
 
 A stage with seeds and cases becomes one job for each pair. In a setting, `{images}`, `{seed}` and `{case}` are filled
 in, `$NAME` is read from the environment, and `@stage` is the folder of an earlier stage's job: the one of the same
@@ -66,7 +68,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "report": "phosphene.report:report",
 }
 SCALES = ("smoke", "cpu", "gpu", "paper")
-TOP = ("title", "paper", "result", "notes", "scales", "defaults", "stage", "figure")
+TOP = ("title", "paper", "result", "notes", "scales", "defaults", "lists", "stage", "figure")
 STAGE = ("name", "call", "with", "seeds", "cases", "scales", "priority")
 SHOWN = ("unit", "digits", "published", "source", "group")  # of a figure, carried into the recorded result as they are
 FIGURE = ("label", "stage", "key", "case", "seed", "times", "interval", "scales", *SHOWN)
@@ -139,7 +141,8 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
     here = {"here": str(path.parent)}
     values = {key: _fill(value, here, f"{path} [scales.{scale}]") for key, value in values.items()}
     jobs = [job for stage in table.get("stage", []) for job in _jobs(stage, scale, values, table, path)]
-    figures = [f for f in table.get("figure", []) if scale in f.get("scales", SCALES)]
+    asked = [f for f in table.get("figure", []) if scale in f.get("scales", SCALES)]
+    figures = [f for entry in asked for f in _each(entry, table.get("lists", {}), path)]
     recipe = Recipe(
         path=path,
         title=str(_needed(table, "title", path)),
@@ -255,6 +258,24 @@ def _fill(value: Any, names: Mapping[str, Any], where: str) -> Any:
     if whole:
         return names[whole[1]]
     return re.sub(r"\{(\w+)\}", lambda m: str(names[m[1]]), value)
+
+
+def _each(figure: dict[str, Any], lists: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """The figure, or where it names a list one for each name and label in it."""
+    if "each" not in figure:
+        return [figure]
+    known({figure["each"]: None}, lists, f"{path} [[figure]] each")
+    rest = {key: value for key, value in figure.items() if key != "each"}
+    return [{"label": label, **_named(rest, name)} for name, label in lists[figure["each"]].items()]
+
+
+def _named(value: Any, name: str) -> Any:
+    """`value` with ``{name}`` filled in, whatever is inside it."""
+    if isinstance(value, dict):
+        return {key: _named(inner, name) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_named(inner, name) for inner in value]
+    return value.replace("{name}", name) if isinstance(value, str) else value
 
 
 def environment(value: str, where: str) -> str:
