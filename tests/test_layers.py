@@ -9,13 +9,13 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "phosphene"
 
 LAYERS = (  # from the ground up; a name covers the module or the package of that name
     {"core", "errors", "__version__"},
-    {"files"},
+    {"files", "extensions"},
     {"unreal"},
     {"hardware", "settings", "checkpoint", "identity", "progress", "tables"},
     {"run", "parallel"},
     {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "drawn", "formats", "sheets"},
-    {"costs", "spaces", "dataset", "distributions", "curves", "illustrations", "scores"},
+    {"costs", "spaces", "dataset", "distributions", "curves", "illustrations", "scores", "walks"},
     {"sources", "latency"},
     {"teacher", "starting", "cells"},
     {"importing", "exporting", "subset", "gallery", "architecture"},
@@ -38,7 +38,7 @@ SHARED = {  # files which the others of their package may import; beside them a 
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype", "depthwise"}
     | {"blocks", "chain", "inputs", "strip"},
     "models": {"cifar_resnet"},
-    "search": {"evolution", "found", "halves", "paths", "robust", "schedule"}
+    "search": {"evolution", "found", "giving_up", "halves", "online", "paths", "robust", "schedule"}
     | {"scored", "setups", "sizes", "supernet"},
     "proxies": {"passes", "batch"},
     "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "truth"},

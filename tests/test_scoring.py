@@ -15,12 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from phosphene import scoring, spaces
+from phosphene import scoring, spaces, walks
 from phosphene.core import Choices, SearchSpace
 from phosphene.dataset import ImageDataset
 from phosphene.errors import PhospheneError
-from phosphene.scoring import Scorer, Scoring, Supernet, averaging, canonical, divergence, later, shared
+from phosphene.scoring import Scorer, Scoring, Supernet, canonical, divergence
 from phosphene.spaces.moves import sample
+from phosphene.walks import averaging, later, shared, statistics
 
 SHAPE = [1, 8, 8]
 SPECS: dict[str, dict[str, Any]] = {
@@ -145,7 +146,7 @@ def test_order_and_company_change_no_bit_nor_does_a_memory_that_is_full(
     found = scorer(candidates)
     assert scorer(candidates[::-1]) == found[::-1]
     assert scorer([candidates[5], candidates[20], candidates[5]]) == [found[5], found[20], found[5]]
-    monkeypatch.setattr(scoring, "KEPT", 0)
+    monkeypatch.setattr(walks, "KEPT", 0)
     assert plan.scorer()(candidates) == found
 
 
@@ -214,6 +215,72 @@ def test_bfloat16_labels_and_fewer_images(tmp_path: Path) -> None:
     assert how(tmp_path, **hard).scorer().temperature == 1.0
     few = how(tmp_path, images=12, **hard).scorer()
     assert torch.cat(few.rows).sum(0).tolist() == [4, 4, 4]  # the same share of each class
+
+
+# -- a first look -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", SPECS)
+@pytest.mark.parametrize("kept", [2**31, 0])
+def test_who_is_not_given_up_has_the_same_bits(
+    space: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second one is given up after a look at a quarter of the images and one of three batches."""
+    monkeypatch.setattr(walks, "KEPT", kept)
+    made, plan = make(space, tmp_path), how(tmp_path)
+    candidates = list({tuple(sorted(choices.items())): choices for choices in draws(made)}.values())
+    wanted, few = plan.scorer()(candidates), few_images(plan).scorer()(candidates)
+    least = [math.inf if k % 2 else -math.inf for k in range(len(candidates))]
+    seen = plan.scorer().race(candidates, "kl", least)
+    assert [one.full for one in seen] == [None if k % 2 else figures for k, figures in enumerate(wanted)]
+    assert [one.first for one in seen] == few
+
+
+def few_images(plan: Scoring) -> Scoring:
+    first = plan.valid.split(0.25, plan.seed)[0]
+    return Scoring(**{**vars(plan), "valid": first, "calibration": math.ceil(plan.calibration / 4)})
+
+
+def test_the_figure_at_the_first_look_decides(tmp_path: Path) -> None:
+    made, plan = make("macro", tmp_path), how(tmp_path)
+    candidates = draws(made)
+    few = few_images(plan).scorer()(candidates)
+    for by in ("kl", "accuracy"):
+        middle = sorted(getattr(figures, by) for figures in few)[3]
+        seen = plan.scorer().race(candidates, by, [middle] * len(candidates))  # type: ignore[arg-type]
+        assert [one.full is None for one in seen] == [getattr(figures, by) < middle for figures in few]
+
+
+def test_giving_up_passes_fewer_images(tmp_path: Path) -> None:
+    """12 of 48 held-out images and 10 of 30 for the statistics; the others of those alone that go on."""
+    made, plan = make("macro", tmp_path), how(tmp_path)
+    candidates = [made_of(made, codes) for codes in itertools.product(range(3), repeat=3)]
+    passed = {}
+    for kept in (27, 3, 0):
+        net: Any = Supernet.open(tmp_path).net
+        scorer, count = Scorer(made, net, plan, CPU), [0]
+        net.last.register_forward_hook(lambda _, x, y, c=count: c.__setitem__(0, c[0] + len(y)))
+        scorer.race(candidates, "kl", [-math.inf] * kept + [math.inf] * (27 - kept))
+        passed[kept] = count[0]
+    assert passed == {27: 27 * (22 + 68), 3: 27 * 22 + 3 * 68, 0: 27 * 22}
+
+
+def test_statistics_go_on_from_where_they_were() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+    maps = torch.randn(4, 5, 1, 6, 6).unbind()
+    with torch.no_grad():
+        with averaging(net):
+            wanted = [net(x) for x in maps]
+        all_of_them = statistics(net)
+        with averaging(net):
+            net(maps[0])
+        mark = statistics(net)
+        with averaging(net):
+            net(maps[3])  # another path in between
+        with averaging(net, mark):
+            found = [net(x) for x in maps[1:]]
+    assert all(torch.equal(a, b) for a, b in zip(wanted[1:], found, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(all_of_them, statistics(net), strict=True))
 
 
 def test_prefixes() -> None:

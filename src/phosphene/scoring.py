@@ -7,21 +7,25 @@
 Statistics of all paths together fit none of them, hence the first pass. Images are decoded once for all candidates.
 Where a supernet is layers in a row, candidates that begin with the same layers share what these compute, statistics
 included: BatchNorm of a layer depends on the layers before it alone. The scores are the same bits as without sharing.
+
+`Scorer.race` gives up what a first look, at a quarter of the images and of the batches, finds hopeless; the others go
+on from there and get the same bits, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import spaces, weights
 from .augment import View
@@ -32,9 +36,14 @@ from .files import read_json
 from .hardware import Machine
 from .hardware import machine as decide_machine
 from .spaces.chain import ChainSupernet
+from .walks import Piece, Route, State, Walk, averaging, shared, statistics
 
-KEPT = 2**31
-"""bytes of shared maps that are held at most; beyond, layers are computed again"""
+LOOK = 0.25
+"""the part of the held-out images, and of the batches for the statistics, that makes a first look"""
+
+
+By = Literal["kl", "accuracy"]
+"""Which of the `Figures` counts."""
 
 
 class Figures(NamedTuple):
@@ -44,16 +53,11 @@ class Figures(NamedTuple):
     accuracy: float
 
 
-class State(NamedTuple):
-    """What layers made of the images so far, batch by batch: of those for the statistics, and of the held-out ones."""
+class Seen(NamedTuple):
+    """A candidate's figures at the first look, and on all images; None: it was given up after the first look."""
 
-    fitted: list[Tensor]
-    scored: list[Tensor]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return sum(x.numel() * x.element_size() for x in (*self.fitted, *self.scored))
+    first: Figures
+    full: Figures | None
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------
@@ -193,9 +197,6 @@ class Scoring:
 
 # -- the passes ------------------------------------------------------------------------------------------------------
 
-Piece = tuple[nn.Module, Callable[[Tensor], Tensor]]
-"""(what holds the BatchNorm layers, what is called)"""
-
 
 class Scorer:
     """``scorer(candidates)`` gives the `Figures` of each; nothing of the network changes but running statistics."""
@@ -205,16 +206,15 @@ class Scorer:
         self.names = [decision.name for decision in space.decisions]
         self.task = how.valid.card.task
         self.temperature = how.temperature if how.valid.soft else 1.0
-        view, size = View(how.crop), how.batch
-        scored = how.valid
+        scored, size = how.valid, how.batch
         if how.images is not None and how.images < len(scored):
             scored = scored.split(how.images / len(scored), how.seed)[0]
-        read = {"augment": view, "temperature": self.temperature, "machine": machine}
-        index = (range(k, min(k + size, len(scored))) for k in range(0, len(scored), size))
-        held_out = [scored.batch(part, **read) for part in index]  # type: ignore[arg-type]
+        self.held_out = scored
         drawn = (batches(len(how.train), min(size, len(how.train)), how.seed, k) for k in range(how.calibration))
-        fitted = [how.train.batch(part, **read).inputs for part in drawn]  # type: ignore[arg-type]
+        fitted = [self._read(how.train, part).inputs for part in drawn]
+        held_out = self._batches(scored)
         self.rows = [batch.targets for batch in held_out]
+        self.first = fitted[: math.ceil(LOOK * len(fitted))]
         self.start = State(fitted, [batch.inputs for batch in held_out])
         if isinstance(net, ChainSupernet) and how.share:
             with torch.no_grad():
@@ -224,22 +224,66 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, candidates: Sequence[Choices]) -> list[Figures]:
         """The figures of each candidate, in order; the order and the company of candidates change nothing."""
+        paths, order, common = self._ordered(candidates)
+        walk, found = Walk(self.start), dict[Route, Figures]()
+        for k, path in enumerate(order):
+            state = walk(path, self._pieces(path), common[k:], lambda _, piece, state: self._through(piece, state))
+            found[path] = self._figures(state.scored, self.rows)
+        return [found[path] for path in paths]
+
+    @torch.no_grad()
+    def race(self, candidates: Sequence[Choices], by: By, least: Sequence[float]) -> list[Seen]:
+        """As a call, but a candidate whose figure `by` is less than its `least` at the first look is given up there.
+
+        The first look is at `LOOK` of the held-out images, the same share of each class, with the statistics of as
+        large a part of the batches. The statistics of the others go on from there: they are the same bits as in a call.
+        """
+        paths, order, common = self._ordered(candidates)
+        lowest = dict(zip(paths, least, strict=True))
+        looking, going_on, rows = self._looks
+        look, rest = Walk(looking), Walk(going_on)
+        marks: list[list[Tensor]] = []  # the statistics of each piece of this path after the first look
+        found: dict[Route, Seen] = {}
+
+        def begin(depth: int, piece: Piece, state: State) -> State:
+            state = self._through(piece, state)
+            marks[depth:] = [statistics(piece[0])]
+            return state
+
+        for k, path in enumerate(order):
+            pieces = self._pieces(path)
+            first = self._figures(look(path, pieces, common[k:], begin).scored, rows)
+            found[path] = Seen(first, None)
+            if not getattr(first, by) < lowest[path]:
+                state = rest(path, pieces, common[k:], lambda d, piece, state: self._through(piece, state, marks[d]))
+                found[path] = Seen(first, self._figures(state.scored, self.rows))
+        return [found[path] for path in paths]
+
+    def _ordered(self, candidates: Sequence[Choices]) -> tuple[list[Route], list[Route], list[int]]:
+        """(the path of each, all paths sorted and each once, how many layers each of these shares with the next)."""
         paths = [tuple(choices[name] for name in self.names) for choices in candidates]
         order = sorted(set(paths))
-        common = [shared(a, b) if self.in_parts and self.how.share else 0 for a, b in itertools.pairwise(order)]
-        held: dict[int, State] = {0: self.start}
-        found: dict[tuple[int, ...], Figures] = {}
-        for k, path in enumerate(order):
-            begin = common[k - 1] if k else 0
-            held = {depth: state for depth, state in held.items() if depth <= begin}
-            depth = max(held)
-            state, wanted = held[depth], later(common[k:], depth)
-            for piece in self._pieces(path)[depth:]:
-                state, depth = self._through(piece, state), depth + 1
-                if depth in wanted and sum(s.size for s in held.values()) + state.size <= KEPT:
-                    held[depth] = state
-            found[path] = self._figures(state.scored)
-        return [found[path] for path in paths]
+        sharing = self.in_parts and self.how.share
+        return paths, order, [shared(a, b) if sharing else 0 for a, b in itertools.pairwise(order)]
+
+    @functools.cached_property
+    def _looks(self) -> tuple[State, State, list[Tensor]]:
+        """(where the first look starts, where the rest does, the rows of the first look)."""
+        net: Any = self.net
+        images = self._batches(self.held_out.split(LOOK, self.how.seed)[0])
+        look = State(self.first, [batch.inputs for batch in images])
+        if self.in_parts and self.how.share:
+            look = self._through((net.first, net.first), look)
+        rest = State(self.start.fitted[len(self.first) :], self.start.scored)
+        return look, rest, [batch.targets for batch in images]
+
+    def _read(self, images: ImageDataset, index: Sequence[int] | Tensor) -> Batch:
+        view, T = View(self.how.crop), self.temperature
+        return images.batch(index, augment=view, temperature=T, machine=self.machine)  # type: ignore[arg-type]
+
+    def _batches(self, images: ImageDataset) -> list[Batch]:
+        count, size = len(images), self.how.batch
+        return [self._read(images, range(k, min(k + size, count))) for k in range(0, count, size)]
 
     def _pieces(self, path: tuple[int, ...]) -> list[Piece]:
         """What a candidate computes after the shared start: one piece a decision and the end, or all in one."""
@@ -251,55 +295,21 @@ class Scorer:
         first = [] if self.how.share else [net.first]
         return [(module, module) for module in (*first, *chosen, net.last)]
 
-    def _through(self, piece: Piece, state: State) -> State:
-        """Both passes through one piece: statistics first, then the held-out images with them."""
+    def _through(self, piece: Piece, state: State, since: list[Tensor] | None = None) -> State:
+        """Both passes through one piece: statistics first (`since`: on from these), then the held-out images."""
         module, forward = piece
+        fits = bool(state.fitted) or since is not None
         with self.machine.autocast():
-            with averaging(module) if state.fitted else contextlib.nullcontext():
+            with averaging(module, since) if fits else contextlib.nullcontext():
                 fitted = [forward(x) for x in state.fitted]
             return State(fitted, [forward(x) for x in state.scored])
 
-    def _figures(self, outputs: list[Tensor]) -> Figures:
-        """Means over all held-out images."""
-        total, answers, rows = sum(map(len, outputs)), torch.cat(outputs).float(), torch.cat(self.rows)
+    def _figures(self, outputs: list[Tensor], targets: list[Tensor]) -> Figures:
+        """Means over all images."""
+        total, answers, rows = sum(map(len, outputs)), torch.cat(outputs).float(), torch.cat(targets)
         assert total == len(rows)
         kl = -divergence(answers, rows, self.temperature, self.task)
         return Figures(kl, SCORES[self.task](answers, Batch(answers, rows)))
-
-
-@contextlib.contextmanager
-def averaging(module: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm starts anew, normalises each batch by itself and averages over the batches; dropout rests."""
-    norms = [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    module.train()
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
-            layer.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average of all batches
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        module.eval()
-
-
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many first options two paths have in common."""
-    return next((k for k, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))
-
-
-def later(common: Sequence[int], depth: int) -> set[int]:
-    """The depths, deeper than `depth`, from which later paths go on; `common`: of this path and the next, and so on."""
-    found: set[int] = set()
-    for low in itertools.accumulate(common, min):
-        if low <= depth:
-            break
-        found.add(low)
-    return found
 
 
 def canonical(space: SearchSpace, choices: Choices) -> Choices:

@@ -19,6 +19,7 @@ from ..parallel import Backend
 from ..teacher import Teacher, load
 from .evolution import Method
 from .found import Found, find, open_data
+from .giving_up import check_give_up
 from .halves import HELD_OUT, check_teacher, hold_out
 from .paths import Sampling, check_bins, check_fair
 from .scored import By, cropped, scoring
@@ -72,6 +73,7 @@ def spos(
     score_images: Annotated[int | None, "of the images held out, so many at most"] = None,
     score_batch: Annotated[int, "images at once when scoring"] = 250,
     calibration: Annotated[int, "batches for the BatchNorm statistics of each candidate"] = 4,
+    give_up: Annotated[int | None, "stop scoring early what is surely not among so many best; marked"] = None,
     generations: Annotated[int, "of the evolution"] = 20,
     population: Annotated[int, "candidates of a generation"] = 50,
     top: Annotated[int, "how many of the best have offspring"] = 10,
@@ -134,9 +136,10 @@ def spos(
         "held_out",
         "temperature",
     )
-    names += ("score_batch", "score_images", "calibration", "by", "jobs", "backend", "soft_weight", *EVOLVED)
+    names += ("score_batch", "score_images", "calibration", "by", "jobs", "backend", "soft_weight", "give_up", *EVOLVED)
+    check_give_up(give_up, top)
     passed = {name: given[name] for name in names} | {"augment": augment, "teacher": asked, "size": population}
-    named = {name: value for name, value in given.items() if name not in (*SPREAD, "epochs")}
+    named = named_by({name: value for name, value in given.items() if name not in (*SPREAD, "epochs")})
     return find("spos", images, augment, named, passed, objective=matching(images, T), sizes=sizes)
 
 
@@ -166,6 +169,7 @@ def evolution(
     score_images: Annotated[int | None, "of those, so many at most"] = None,
     score_batch: Annotated[int, "images at once"] = 250,
     calibration: Annotated[int, "batches for the BatchNorm statistics of each candidate"] = 4,
+    give_up: Annotated[int | None, "stop scoring early what is surely not among so many best; marked"] = None,
     jobs: Annotated[int, "candidates side by side, in so many processes"] = 1,
     backend: Annotated[Backend, "where the jobs run: this machine or a Ray cluster"] = "joblib",
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
@@ -195,6 +199,7 @@ def evolution(
     given |= {"population": size}
     at_least(given, 1, "candidates", "population", "drawn", "children", "generations", "top")
     at_least(given, 0, "mutants", "crossings")
+    check_give_up(give_up, top if method == "population" else 1)
     own = ("candidates", "drawn", "children") if method == "regularized" else EVOLVED
     settings = {name: given[name] for name in own} | {"method": method, "size": size, "soft_weight": soft_weight}
     return on_supernet("evolution", given, settings)
@@ -217,11 +222,13 @@ def on_supernet(algorithm: str, given: dict[str, Any], settings: dict[str, Any])
         raise RunError(f"--supernet {folder} has no supernet.safetensors; finish that search")
     digest = weights.digest(weights.read(folder / "supernet.safetensors", "--supernet"))
     jobs, backend = (given.pop(name) for name in SPREAD)
+    give_up = given.get("give_up")
+    check_give_up(give_up)
     given["supernet"] = digest
-    passed = {**settings, "how": how, "by": given["by"], "jobs": jobs, "backend": backend}
+    passed = {**settings, "how": how, "by": given["by"], "jobs": jobs, "backend": backend, "give_up": give_up}
     crop = cropped(images, searched.spec["shape"])
     augment = augmentation(images, {"crop": crop, "pad": 0, "flip": False, "setup": "real"})
-    return find(algorithm, images, augment, given, passed, sizes=(searched, final))
+    return find(algorithm, images, augment, named_by(given), passed, sizes=(searched, final))
 
 
 def matching(images: ImageDataset, temperature: float) -> Objective:
@@ -253,6 +260,11 @@ def check(images: ImageDataset, given: dict[str, Any]) -> int:
     if given["batch"] > len(train):
         raise SettingsError(f"--batch {given['batch']} does not fit: {len(train)} images train the supernet")
     return len(train)
+
+
+def named_by(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings less `give_up` where nothing is given up: runs of before it was there keep their identity."""
+    return {name: value for name, value in given.items() if name != "give_up" or value is not None}
 
 
 def at_least(given: dict[str, Any], least: float, *names: str) -> None:

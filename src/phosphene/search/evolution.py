@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,12 +29,13 @@ from ..prices import completions
 from ..run import Run
 from ..scoring import Scoring
 from ..spaces.moves import Fits, mutate, sample
+from .giving_up import GiveUp
 from .halves import number
 from .scored import By, Evaluate, Scores
 
 Method = Literal["population", "regularized"]
 Archive = list[dict[str, Any]]
-"""What was scored, in order: `options` (of the decisions in order), `score`, `step`."""
+"""What was scored, in order: `options` (of the decisions in order), `score`, `step`; at last what `stopped_early`."""
 
 PATIENCE = 50  # draws in a row that bring nothing new, after which what is left is listed
 MEASURED = 4  # candidates that an estimate scores of each generation
@@ -53,6 +55,7 @@ def search(
     method: Method = "population",
     by: By = "kl",
     soft_weight: float = 0.1,
+    give_up: int | None = None,
     jobs: int = 1,
     backend: Backend = "joblib",
     **settings: Any,
@@ -70,16 +73,22 @@ def search(
         method: "population" takes the settings of `population`, "regularized" those of `regularized`.
         by: the figure that counts.
         soft_weight: what a soft target costs that is missed by a factor of e.
+        give_up: candidates that a first look finds surely not among so many best have no other; None: all are scored in
+            full. No parent of a population is one of them while this is `top` or more, and neither is the result.
         jobs, backend: candidates side by side, see `parallel`.
 
     Raises:
         BudgetError: nothing keeps the budget.
     """
     how = replace(how, device=str(run.machine.device), precision=run.machine.precision)
-    scores = Scores(space, how, run.path / "scores.jsonl", run.machine, jobs=jobs, backend=backend)
+    hopeless = None if give_up is None else GiveUp(give_up, by, partial(missed, budget, soft_weight))
+    side = {"jobs": jobs, "backend": backend}
+    scores = Scores(space, how, run.path / "scores.jsonl", run.machine, give_up=hopeless, **side)  # type: ignore[arg-type]
     evolve = {"population": population, "regularized": regularized}[method]
     archive: Archive = evolve(space, aimed(scores.by(by), budget, soft_weight), budget, run, **settings)  # type: ignore[operator]
     scores.settle()
+    for entry in archive:
+        entry |= {"stopped_early": True} if scores.stopped_early(choices_of(space, entry)) else {}
     write(run, archive, by)
     return Architecture(space.spec, choices_of(space, best(archive, 1)[0]))
 
@@ -152,16 +161,23 @@ def regularized(
 
 
 def aimed(evaluate: Evaluate, budget: Budget, weight: float) -> Evaluate:
-    """The score less weight · |log(cost / aim)| for every soft target of the budget."""
+    """The score less what the soft targets cost that are `missed`."""
     if not budget.soft:
         return evaluate
 
     def score(candidates: Sequence[Choices]) -> list[float]:
-        costs = [budget.costs(choices) for choices in candidates]
-        missed = [sum(abs(math.log(cost[name] / aim)) for name, aim in budget.soft) for cost in costs]
-        return [value - weight * far for value, far in zip(evaluate(candidates), missed, strict=True)]
+        losses = [missed(budget, weight, choices) for choices in candidates]
+        return [value - loss for value, loss in zip(evaluate(candidates), losses, strict=True)]
 
     return score
+
+
+def missed(budget: Budget, weight: float, choices: Choices) -> float:
+    """weight · |log(cost / aim)|, over the soft targets of the budget."""
+    if not budget.soft:
+        return 0.0
+    costs = budget.costs(choices)
+    return weight * sum(abs(math.log(costs[name] / aim)) for name, aim in budget.soft)
 
 
 class Brood:
@@ -296,9 +312,13 @@ def plot(archive: Archive, by: By, path: Path) -> None:
     from matplotlib.ticker import MaxNLocator
 
     values = [entry["score"] for entry in archive]
+    left = [k for k, entry in enumerate(archive, 1) if entry.get("stopped_early")]
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axis = figure.subplots()
     axis.scatter(range(1, len(values) + 1), values, s=7, color="#7a9cc6", linewidths=0, label="candidate")
+    if left:
+        hollow = {"s": 12, "facecolors": "white", "edgecolors": "#7a9cc6", "linewidths": 0.7}
+        axis.scatter(left, [values[k - 1] for k in left], **hollow, label="given up, foreseen")
     axis.step(range(1, len(values) + 1), list(itertools.accumulate(values, max)), color="#b3402a", label="best so far")
     axis.set_xlabel("architectures scored")
     axis.set_ylabel({"kl": "−KL on held-out images", "accuracy": "accuracy on held-out images"}[by])

@@ -19,6 +19,7 @@ from ..progress import say
 from ..run import Run
 from ..scoring import SCORES, Supernet
 from .found import TIMES, Found, budget_of, open_data
+from .giving_up import GiveUp, check_give_up
 from .pareto import check, search
 from .pareto_figure import draw
 from .scored import Scores, scoring
@@ -44,6 +45,7 @@ def pareto(
     held_out: Annotated[int | None, "images of each class to score on; default: those held out in training"] = None,
     score_images: Annotated[int | None, "of those, so many at most"] = None,
     calibration: Annotated[int, "batches for the BatchNorm statistics of each path"] = 4,
+    give_up: Annotated[int | None, "stop early where so many that cost no more are surely better; marked"] = None,
     score_batch: Annotated[int, "images at once"] = 250,
     jobs: Annotated[int, "candidates side by side, in so many processes"] = 1,
     backend: Annotated[Backend, "where the jobs run: this machine or a Ray cluster"] = "joblib",
@@ -81,8 +83,22 @@ def pareto(
     how = scoring(folder, loaded.facts, images, here, temperature=temperature, held_out=held_out, seed=seed)
     how = replace(how, batch=score_batch, calibration=calibration, images=score_images)
     how.check(loaded.space)
-    left = ("supernet", "out", "seed", "device", "precision", "estimate", "jobs", "backend", "latency_table", *TIMES)
+    check_give_up(give_up)
+    left = (
+        "supernet",
+        "out",
+        "seed",
+        "device",
+        "precision",
+        "estimate",
+        "jobs",
+        "backend",
+        "latency_table",
+        "give_up",
+        *TIMES,
+    )
     identity = {name: value for name, value in given.items() if name not in left}
+    identity |= {} if give_up is None else {"give_up": give_up}
     identity |= {"latency": latency, "times": budget.times} if budget.timed else {}
     inputs = [images.fingerprint, weights.digest(loaded.net.state_dict())]
     identity |= {"algorithm": "pareto", "final": final.spec}
@@ -91,7 +107,10 @@ def pareto(
         say(f"{run.path} is finished")
         there = Architecture.load(run.path / "arch.json")
         return Found(there.space, there.choices, run.path, run.finished)
-    scores = Scores(loaded.space, how, run.path / "scores.jsonl", here, jobs=jobs, backend=backend)
+    hopeless = (
+        None if give_up is None else GiveUp(give_up, by, costs=lambda made: [budget.costs(made)[c] for c in wanted])
+    )
+    scores = Scores(loaded.space, how, run.path / "scores.jsonl", here, jobs=jobs, backend=backend, give_up=hopeless)
     task = images.card.task
     settings: dict[str, Any] = {"steps": steps, "population": population, "mutation": mutation}
     found = search(
@@ -110,4 +129,5 @@ def pareto(
     result = {"algorithm": "pareto", "genotype": knee["architecture"], "score": knee["score"], "by": by}
     result |= {name: value for name, value in budget.costs(found.choices).items() if name in LIMITS}
     result |= {"front": len(content["front"]), "seen": len(content["seen"])}
+    result |= {} if give_up is None else {"stopped_early": scores.stopped}
     return Found(architecture.space, architecture.choices, run.path, run.finish(result))
