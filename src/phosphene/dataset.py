@@ -227,7 +227,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return np.concatenate([np.nan_to_num(targets[part], nan=-np.inf).argmax(1) for part in parts(where, 4096)])
 
     def _unlabelled(self) -> DatasetError:
-        return DatasetError(f"data set {self.card.name!r} has neither labels nor logits; label it with a teacher first")
+        return DatasetError(f"data set {self.card.name!r} has neither labels nor logits; give it a teacher's rows")
 
     @property
     def normalisation(self) -> tuple[Tensor, Tensor]:
@@ -294,12 +294,16 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return ImageDataset(self.card, self._images, **arrays, path=self.path, index=self._where(index))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-        """Two disjoint views, the first with `fraction` of every class, drawn by `seed`; they cover the set."""
+        """Two disjoint views, the first with `fraction` of every class, drawn by `seed`; they cover the set.
+
+        Images that nobody labelled are of one class.
+        """
         if not 0 < fraction < 1:
             raise DatasetError(f"split fraction {fraction} is not between 0 and 1")
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(self))
-        order = order[np.argsort(self.labels[order], kind="stable")]
+        if self._labels is not None or self._logits is not None:
+            order = order[np.argsort(self.labels[order], kind="stable")]
         # spreading one running total over the classes keeps every class within one image of its fair share
         steps = np.floor(np.arange(1, len(self) + 1) * fraction + 0.5)
         first = np.diff(steps, prepend=0) > 0

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ..core import Objective
 from ..dataset import ImageDataset
 from ..latency import TABLE, On
 from ..parallel import Backend
+from ..teacher import Teacher, load
 from .command_paths import SCORING, evolution, on_supernet, spos
 from .found import Found, find, open_data
+from .online import check_teacher, matching, temperature_of
 from .scored import By
 from .setups import RATES, augmentation, check, settle, total_steps
 from .sizes import SpaceName, settled
@@ -63,7 +66,9 @@ def darts(
     crop: Annotated[int | None, "side of the random crop; default: the teacher's input, else the image"] = None,
     pad: Annotated[int | None, "black border; default: an eighth of the side, 0 if --crop is smaller or unreal"] = None,
     flip: Annotated[bool | None, "mirror half of the images; default: colour images only, unreal none"] = None,
-    temperature: Annotated[float, "of the rows, where the data set has logits"] = 1.0,
+    temperature: Annotated[float | None, "of the rows; default 1, with --teacher 3 on both sides"] = None,
+    teacher: Annotated[Teacher | str | None, "ask this network for the rows of every image as it is seen"] = None,
+    checkpoint: Annotated[Path | None, "the teacher's weights"] = None,
     skip_weight: Annotated[float, "DARTS-: auxiliary weight of skips, falling to 0 (theirs: 1)"] = 0.0,
     stop_skips: Annotated[int | None, "DARTS+: end when the normal cell has so many skips (theirs: 2)"] = None,
     stop_eigenvalue: Annotated[bool, "R-DARTS: end when the validation loss gets sharp in α, and go back"] = False,
@@ -88,11 +93,12 @@ def darts(
         DatasetError: the data set cannot be read.
         ArchitectureError: the space cannot be built with these settings.
         BudgetError: no architecture keeps the bounds.
+        TeacherError: the teacher cannot be loaded.
     """
-    given, images, passed = _begin(dict(locals()))
+    given, images, passed, objective = _begin(dict(locals()))
     passed |= {name: given[name] for name in ("stop_skips", "stop_eigenvalue")}
     passed["steps"] = total_steps(len(images), given)
-    return find("darts", images, passed["augment"], given, passed)
+    return find("darts", images, passed["augment"], given, passed, objective=objective)
 
 
 def sgas(
@@ -144,7 +150,9 @@ def sgas(
     crop: Annotated[int | None, "side of the random crop; default: the teacher's input, else the image"] = None,
     pad: Annotated[int | None, "black border; default: an eighth of the side, 0 if --crop is smaller or unreal"] = None,
     flip: Annotated[bool | None, "mirror half of the images; default: colour images only, unreal none"] = None,
-    temperature: Annotated[float, "of the rows, where the data set has logits"] = 1.0,
+    temperature: Annotated[float | None, "of the rows; default 1, with --teacher 3 on both sides"] = None,
+    teacher: Annotated[Teacher | str | None, "ask this network for the rows of every image as it is seen"] = None,
+    checkpoint: Annotated[Path | None, "the teacher's weights"] = None,
     skip_weight: Annotated[float, "DARTS-: auxiliary weight of skips, falling to 0 (theirs: 1)"] = 0.0,
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
     seed: Annotated[int, "of all random numbers"] = 0,
@@ -166,11 +174,12 @@ def sgas(
         DatasetError: the data set cannot be read.
         ArchitectureError: the space cannot be built with these settings.
         BudgetError: no architecture keeps the bounds.
+        TeacherError: the teacher cannot be loaded.
     """
-    given, images, passed = _begin(dict(locals()))
+    given, images, passed, objective = _begin(dict(locals()))
     passed |= {name: given[name] for name in ("steps", "epochs", "criterion", "decide_from", "decide_every")}
     passed |= {"growth": batch_increase, "memory": history}
-    return find("sgas", images, passed["augment"], given, passed)
+    return find("sgas", images, passed["augment"], given, passed, objective=objective)
 
 
 def random(
@@ -230,11 +239,25 @@ def random(
     return find("random", images, augment, given, {"steps": 1})
 
 
-def _begin(given: dict[str, Any]) -> tuple[dict[str, Any], ImageDataset, dict[str, Any]]:
-    """(the settings, those of the set-up filled in; the data; what DARTS and SGAS take alike), all checked."""
+def _begin(given: dict[str, Any]) -> tuple[dict[str, Any], ImageDataset, dict[str, Any], Objective | None]:
+    """(settings, those of the set-up filled in; data; what DARTS and SGAS take alike; the loss), all checked."""
     images = open_data(given.pop("data"))
+    asked = _ask(given)
     given = settle(settled(given), images)
     augment = augmentation(images, given)
+    if asked is not None:
+        check_teacher(asked, images, augment)
     check(images, given)
     passed = {name: given[name] for name in SHARED} | {"auxiliary_skip": given["skip_weight"], "augment": augment}
-    return given, images, passed | {"alpha_betas": (0.5, given["alpha_beta2"])}
+    passed |= {"alpha_betas": (0.5, given["alpha_beta2"]), "teacher": asked}
+    return given, images, passed, None if asked is None else matching(images, given["temperature"])
+
+
+def _ask(given: dict[str, Any]) -> Teacher | None:
+    """The teacher that is asked online, and in `given` what follows from it; its fingerprint is part of the run."""
+    teacher, checkpoint = given.pop("teacher"), given.pop("checkpoint")
+    asked = None if teacher is None else load(teacher, checkpoint=checkpoint)
+    given["temperature"] = temperature_of(asked, given["temperature"])
+    if asked is not None:  # its rows say something of the images, whatever the labels say
+        given |= {"teacher": asked.fingerprint, "setup": "real" if given["setup"] == "auto" else given["setup"]}
+    return asked

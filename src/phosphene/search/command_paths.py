@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .. import weights
-from ..core import Batch, Objective
 from ..costs import Budget
 from ..dataset import ImageDataset
 from ..errors import RunError, SettingsError
 from ..files import read_json
 from ..hardware import machine as decide_machine
 from ..latency import TABLE, On
-from ..objectives import binary_cross_entropy, distillation
 from ..parallel import Backend
 from ..teacher import Teacher, load
 from .evolution import Method
 from .found import Found, find, open_data
 from .giving_up import check_give_up
-from .halves import HELD_OUT, check_teacher, hold_out
+from .halves import HELD_OUT, hold_out
+from .online import RELEASE, check_teacher, matching
 from .paths import Sampling, check_bins, check_fair
 from .scored import By, cropped, scoring
 from .setups import augmentation
@@ -109,7 +108,7 @@ def spos(
     given = settled(given)
     asked = None if teacher is None else load(teacher, checkpoint=checkpoint)
     soft = images.soft or asked is not None
-    T = (3.0 if soft else 1.0) if temperature is None else temperature
+    T = (RELEASE if soft else 1.0) if temperature is None else temperature
     given |= {"temperature": T, "teacher": None if asked is None else asked.fingerprint}
     given |= {"lr": PUBLISHED["lr"] * batch / PUBLISHED["batch"] if lr is None else lr}
     del given["checkpoint"]
@@ -117,8 +116,7 @@ def spos(
     training = check(images, given)
     given["steps"] = epochs * (training // batch) if steps is None else steps
     if asked is not None:
-        side = getattr(augment, "crop", None)
-        check_teacher(asked, images, (images.card.shape[0], *((side, side) if side else images.card.shape[1:])))
+        check_teacher(asked, images, augment)
     sizes = pair(given, images, augment)
     if sampling == "fair":
         check_fair(sizes[0])
@@ -229,17 +227,6 @@ def on_supernet(algorithm: str, given: dict[str, Any], settings: dict[str, Any])
     crop = cropped(images, searched.spec["shape"])
     augment = augmentation(images, {"crop": crop, "pad": 0, "flip": False, "setup": "real"})
     return find(algorithm, images, augment, named_by(given), passed, sizes=(searched, final))
-
-
-def matching(images: ImageDataset, temperature: float) -> Objective:
-    """KL(rows ‖ answers), both at the temperature, without T² (DFNAS's code); of findings their cross-entropy."""
-    if images.card.task == "single":
-        return distillation(temperature)
-
-    def loss(output: Any, batch: Batch) -> Any:
-        return binary_cross_entropy(output / temperature, batch)
-
-    return loss
 
 
 def check(images: ImageDataset, given: dict[str, Any]) -> int:

@@ -24,6 +24,7 @@ from ..costs import Budget
 from ..dataset import Augmentation, ImageDataset
 from ..run import Run
 from ..spaces.moves import commit
+from ..teacher import Teacher
 from . import notation
 from .halves import Halves, Validation, check_batch, number
 from .robust import Stop, check_learning, check_skips, skip_weight
@@ -55,6 +56,7 @@ def search(
     train_fraction: float = 0.5,
     augment: Augmentation | None = None,
     temperature: float = 1.0,
+    teacher: Teacher | None = None,
     auxiliary_skip: float = 0.0,
     stop_skips: int | None = None,
     stop_eigenvalue: bool = False,
@@ -82,7 +84,8 @@ def search(
         validation: "split" or "mirrored", see `Halves`.
         train_fraction: share of the images that trains weights.
         augment: of the training images, and of the validation images that were split off.
-        temperature: of the rows, where the targets are logits.
+        temperature: of the rows, where the targets are logits or the teacher's.
+        teacher: asked for the rows of every image as it is seen, instead of what is stored.
         auxiliary_skip: β of DARTS- at the first step, 0 at the last (their 1).
         stop_skips: end when the normal cell has this many skip connections (DARTS+: 2).
         stop_eigenvalue: end when the dominant eigenvalue rises, with the α of five epochs before (R-DARTS).
@@ -97,9 +100,8 @@ def search(
     check_batch(batch, run)
     if auxiliary_skip:
         check_skips(space, "--skip-weight")
-    halves = Halves(
-        *(data, run), validation=validation, fraction=train_fraction, augment=augment, temperature=temperature
-    )
+    views: dict[str, Any] = {"augment": augment, "temperature": temperature, "teacher": teacher}
+    halves = Halves(data, run, validation=validation, fraction=train_fraction, **views)
     epoch_steps = max(1, len(halves.train) // batch)
     with run.seeded("supernet"):
         net = machine.place(space.supernet()).train()

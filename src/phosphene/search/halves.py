@@ -17,8 +17,9 @@ import torch
 
 from ..augment import View
 from ..core import Batch
-from ..dataset import Augmentation, ImageDataset, batches
+from ..dataset import Augmentation, ImageDataset, Index, batches
 from ..errors import SettingsError
+from ..hardware import Machine
 from ..run import Run
 from ..teacher import Teacher
 
@@ -94,6 +95,19 @@ def draw(
     machine = run.machine
     index = batches(len(images), size, number(run.seed, purpose), step)[machine.rank :: machine.world]
     generator = torch.Generator().manual_seed(number(run.seed, purpose, step, machine.rank))
+    return look(images, index, machine, augment, temperature, teacher, generator)
+
+
+def look(
+    images: ImageDataset,
+    index: Index,
+    machine: Machine,
+    augment: Augmentation | None,
+    temperature: float = 1.0,
+    teacher: Teacher | None = None,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """The batch of these very images: with the rows that are stored, or with the teacher's of what is seen."""
     if teacher is None:
         settings: dict[str, Any] = {"temperature": temperature, "generator": generator, "machine": machine}
         return images.batch(index, augment=augment, **settings)
@@ -103,14 +117,6 @@ def draw(
     if augment is not None:  # the mixed rows are not asked for: the teacher sees the mixed images
         inputs, _ = augment.mix(inputs, inputs.new_zeros(len(inputs), 1), generator)
     return Batch(machine.place(inputs), teacher.rows(inputs, images, temperature, machine))
-
-
-def check_teacher(teacher: Teacher, data: ImageDataset, shape: tuple[int, ...]) -> None:
-    """Raise `SettingsError` where a teacher does not take these images, or has other classes."""
-    if tuple(teacher.shape) != tuple(shape) or teacher.classes != data.card.classes:
-        sees = f"{'x'.join(map(str, teacher.shape))} and {teacher.classes} classes"
-        has = f"{'x'.join(map(str, shape))} and {data.card.classes}"
-        raise SettingsError(f"--teacher {teacher.name} takes {sees}, the search has {has}; give --crop, or another one")
 
 
 def hold_out(data: ImageDataset, each: int, seed: int) -> tuple[ImageDataset, ImageDataset]:

@@ -10,7 +10,7 @@ from ..errors import SettingsError
 from ..latency import TABLE, On
 from ..teacher import Teacher, load
 from .found import Found, find, open_data
-from .halves import check_teacher
+from .online import check_teacher, matching, temperature_of
 from .proxyless import Mode
 from .proxyless_costs import Penalty
 from .setups import FRACTIONS, augmentation, check, total_steps
@@ -80,7 +80,7 @@ def proxyless(
     crop: Annotated[int | None, "side of the random crop; default: the teacher's input, else the image"] = None,
     pad: Annotated[int | None, "black border; default: an eighth of the side, 0 if --crop is smaller"] = None,
     flip: Annotated[bool | None, "mirror half of the images; default: colour images only"] = None,
-    temperature: Annotated[float, "of the rows, where the data set has logits, or of the teacher's"] = 1.0,
+    temperature: Annotated[float | None, "of the rows; default 1, with --teacher 3 on both sides"] = None,
     teacher: Annotated[Teacher | str | None, "ask this network for the rows of every image as it is seen"] = None,
     checkpoint: Annotated[Path | None, "the teacher's weights"] = None,
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
@@ -109,19 +109,21 @@ def proxyless(
     images = open_data(given.pop("data"))
     given.pop("checkpoint")
     asked = None if teacher is None else load(teacher, checkpoint=checkpoint)
+    given |= {"temperature": temperature_of(asked, temperature)}
     given = _settled(settled(given), images) | {"teacher": None if asked is None else asked.fingerprint}
     augment = augmentation(images, given | {"setup": "real"})
     if asked is not None:
-        side = getattr(augment, "crop", None)
-        check_teacher(asked, images, (images.card.shape[0], *((side, side) if side else images.card.shape[1:])))
+        check_teacher(asked, images, augment)
     passed = {name: given[name] for name in PASSED} | {"augment": augment, "teacher": asked}
     passed["steps"] = total_steps(len(images), given)
-    return find("proxyless", images, augment, given, passed)
+    objective = None if asked is None else matching(images, given["temperature"])
+    return find("proxyless", images, augment, given, passed, objective=objective)
 
 
 def _settled(given: dict[str, Any], images: ImageDataset) -> dict[str, Any]:
     """The settings with the defaults that follow from others, checked."""
-    validation = given["validation"] or ("mirrored" if images.card.random_labels else "split")
+    unreal = images.card.random_labels and given["teacher"] is None
+    validation = given["validation"] or ("mirrored" if unreal else "split")
     if validation not in FRACTIONS:
         raise SettingsError(f"--validation {validation} is neither split nor mirrored")
     fraction = 1 - HELD_OUT if validation == "split" else 1.0

@@ -33,6 +33,7 @@ from ..hardware import Machine
 from ..progress import say
 from ..run import Run
 from ..spaces.moves import Fits, commit
+from ..teacher import Teacher
 from . import notation
 from .halves import Halves, Validation, check_batch
 from .robust import check_learning, check_skips, kind, skip_weight
@@ -75,6 +76,7 @@ def search(
     train_fraction: float = 0.5,
     augment: Augmentation | None = None,
     temperature: float = 1.0,
+    teacher: Teacher | None = None,
     auxiliary_skip: float = 0.0,
 ) -> Architecture:
     """Search by SGAS.
@@ -105,9 +107,8 @@ def search(
         raise SettingsError(f"--criterion {criterion} is neither 1 nor 2")
     if auxiliary_skip:
         check_skips(space, "--skip-weight")
-    halves = Halves(
-        *(data, run), validation=validation, fraction=train_fraction, augment=augment, temperature=temperature
-    )
+    views: dict[str, Any] = {"augment": augment, "temperature": temperature, "teacher": teacher}
+    halves = Halves(data, run, validation=validation, fraction=train_fraction, **views)
     decisions = partial(decision_epochs, rounds=rounds(space), first=decide_from, every=decide_every)
     plan = schedule(len(halves.train), batch, growth, warm_up, epochs, steps, decisions)
     steps = plan.steps if steps is None else steps

@@ -20,7 +20,7 @@ from ..errors import SettingsError
 from ..files import write_json
 from ..hardware import Machine
 from ..run import Run
-from .halves import Halves
+from .halves import Halves, look
 
 SKIP = "skip_connect"
 NOTHING: Choices = {}
@@ -165,7 +165,7 @@ def _validate(net: nn.Module, gates: Gates, halves: Halves, batch: int, score: S
     tally = {"sum": 0.0, "seen": 0}
     for step in run.steps("validation", math.ceil(len(valid) / batch), tally=tally):
         index = range(step * batch, min((step + 1) * batch, len(valid)))
-        images = valid.batch(index, augment=halves.scored, machine=run.machine)
+        images = look(valid, index, run.machine, halves.scored, teacher=halves.teacher)
         with run.machine.autocast():
             output = net(images.inputs, gates)
         tally["sum"] += len(index) * score(output.float(), images)
