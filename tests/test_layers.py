@@ -18,7 +18,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"costs", "spaces", "dataset", "distributions", "curves", "illustrations", "scores", "walks"},
     {"sources", "latency"},
     {"teacher", "starting", "cells"},
-    {"importing", "exporting", "subset", "gallery", "architecture"},
+    {"importing", "exporting", "labelling", "subset", "gallery", "architecture"},
     {"comparison", "synthesis", "bilevel", "scoring", "proxies", "published"},
     {"trainee"},
     {"search", "train"},

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .dataset import ImageDataset
     from .evaluate import evaluate
     from .importing import import_ as import_dataset
+    from .labelling import label as label_dataset
     from .recipe import run as run_recipe
     from .report import report
     from .studies.classes import classes as study_classes
@@ -71,6 +72,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "import_dataset",
+    "label_dataset",
     "load_network",
     "load_teacher",
     "noise",
@@ -100,6 +102,7 @@ _WHERE = {
     "Teacher": "teacher:Teacher",
     "evaluate": "evaluate:evaluate",
     "import_dataset": "importing:import_",
+    "label_dataset": "labelling:label",
     "load_network": "train:load_network",
     "load_teacher": "teacher:load",
     "noise": "synthesis.noise:noise",

@@ -30,6 +30,7 @@ COMMANDS = {
     "dataset show": ("phosphene.gallery:show", "Counts, entropy and a contact sheet"),
     "dataset compare": ("phosphene.gallery:compare", "The same classes of several data sets side by side"),
     "dataset subset": ("phosphene.subset:subset", "Some of its images, the same share of every class"),
+    "dataset label": ("phosphene.labelling:label", "A teacher's rows for images that are there"),
     "dataset export": ("phosphene.exporting:export", "Class folders and a CSV of rows, for other tools"),
     "dataset agreement": ("phosphene.agreement:agreement", "How far an unrelated network agrees with the labels"),
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),

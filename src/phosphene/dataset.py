@@ -215,6 +215,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """Whether targets are a teacher's logits."""
         return self._logits is not None
 
+    @property
+    def labelled(self) -> bool:
+        """Whether there are targets, labels or logits."""
+        return self._labels is not None or self._logits is not None
+
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """The arg-max of every row, int64 (N,)."""
@@ -227,7 +232,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return np.concatenate([np.nan_to_num(targets[part], nan=-np.inf).argmax(1) for part in parts(where, 4096)])
 
     def _unlabelled(self) -> DatasetError:
-        return DatasetError(f"data set {self.card.name!r} has neither labels nor logits; give it a teacher's rows")
+        return DatasetError(f"data set {self.card.name!r} has neither labels nor logits; see `phosphene dataset label`")
 
     @property
     def normalisation(self) -> tuple[Tensor, Tensor]:
@@ -302,7 +307,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             raise DatasetError(f"split fraction {fraction} is not between 0 and 1")
         rng = np.random.default_rng(seed)
         order = rng.permutation(len(self))
-        if self._labels is not None or self._logits is not None:
+        if self.labelled:
             order = order[np.argsort(self.labels[order], kind="stable")]
         # spreading one running total over the classes keeps every class within one image of its fair share
         steps = np.floor(np.arange(1, len(self) + 1) * fraction + 0.5)

@@ -43,6 +43,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "dataset show": "phosphene.gallery:show",
     "dataset compare": "phosphene.gallery:compare",
     "dataset subset": "phosphene.subset:subset",
+    "dataset label": "phosphene.labelling:label",
     "dataset export": "phosphene.exporting:export",
     "dataset agreement": "phosphene.agreement:agreement",
     "search darts": "phosphene.search.command:darts",
