@@ -197,6 +197,53 @@ def test_labels_stay_labels_and_soft_targets_rows(probe, tmp_path):
     assert len(train_all([replace(probe, data=soft)], tmp_path / "out")[0]["train"]) == 2
 
 
+def canvases(folder, name="regional", seen=8):
+    """A synthesized set with a regional update: canvases of 10x10, of which the teacher saw 8x8."""
+    rng = np.random.default_rng(4)
+    pixels = rng.integers(0, 256, (40, 1, 10, 10), dtype=np.uint8)
+    logits = 3 * rng.normal(size=(40, 4))
+    ImageDataset.from_arrays(pixels, logits=logits, name=name, teacher={"shape": [1, seen, seen]}).save(folder / name)
+    return str(folder / name)
+
+
+def test_of_larger_canvases_random_regions_are_learned_and_the_middle_is_tested(probe, folder, tmp_path, monkeypatch):
+    regional = replace(probe, data=canvases(tmp_path), test=str(folder / "test"), epochs=1)
+    data = ImageDataset.open(regional.data)
+    images = probing.Images(data, regional, machine("cpu", "fp32"))
+    torch.manual_seed(0)
+    inputs, targets = images.batch(0)
+    index = batches(40, 10, 0, 0)
+    everywhere = data.normalise(data.pixels(index)).unfold(2, 8, 1).unfold(3, 8, 1)  # all nine regions of each image
+    places = [(everywhere[k, 0] == inputs[k, 0]).all((-1, -2)).nonzero() for k in range(10)]
+    assert all(len(place) == 1 for place in places) and len({tuple(place[0].tolist()) for place in places}) > 1
+    torch.testing.assert_close(targets, torch.softmax(data.logits(index), 1))  # at temperature 1
+
+    shown = []
+    plain = probing.spaces.space
+    monkeypatch.setattr(probing.spaces, "space", lambda spec: shown.append(spec["shape"]) or plain(spec))
+    result = train_all([regional], tmp_path / "out")[0]
+    assert set(map(tuple, shown)) == {(1, 8, 8)} and result["test"] is not None
+    with pytest.raises(
+        DatasetError, match=r"--test test .* does not fit whole \(1x10x10, 4 classes\)"
+    ):
+        probing.check([[replace(regional, data=canvases(tmp_path, "whole", seen=10))]])
+
+
+class FourPixels(torch.nn.Module):
+    """Answers with the pixels in the middle: it tells whether images were cut as they should."""
+
+    def forward(self, x):
+        assert x.shape[1:] == (1, 8, 8)
+        return x[:, 0, 3:5, 3:5].flatten(1)
+
+
+def test_tests_look_at_the_middle_of_larger_canvases(tmp_path):
+    data = ImageDataset.open(canvases(tmp_path))
+    answers = data.pixels(range(40))[:, 0, 4:6, 4:6].flatten(1).argmax(1).numpy()
+    wanted = 100 * (answers == data.labels).mean()
+    assert probing.accuracy(FourPixels(), data, data, machine("cpu", "fp32")) == pytest.approx(wanted)
+
+
 def test_images_are_read_anew_where_they_are_too_many(probe, monkeypatch):
     data, here = ImageDataset.open(probe.data), machine("cpu", "fp32")
     held = probing.Images(data, probe, here).batch(3)

@@ -28,7 +28,7 @@ from phosphene.studies.consistency_found import look_up
 from phosphene.studies.consistency_plan import drawn, shown
 from phosphene.studies.consistency_scores import ByProxy, score_all
 from phosphene.studies.consistency_supernets import supernets
-from test_probing import save
+from test_probing import canvases, save
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 CODES = ("22212220", "00000000", "11111111", "02012100", "20102010", "12121212")
@@ -106,6 +106,19 @@ def test_no_ranking_is_null_and_its_regret_that_of_chance():
     assert figures["rho"] is None and "first" not in figures
     assert figures["regret_1"] == 1.5 and figures["regret_2"] == pytest.approx(4 - 20 / 6, abs=1e-4)
     assert "NaN" not in json.dumps(figures)
+
+
+def test_a_regional_set_against_real_images_of_its_regions_size(sets, tmp_path):
+    """Networks trained on 8x8 regions of 10x10 canvases are tested on 8x8 images, beside those trained on real ones."""
+    asked = {"truth_data": sets["real"], "data": [canvases(tmp_path)], "test": sets["test"], "out": tmp_path / "s"}
+    found = consistency(**asked, architectures=3, cells=2, epochs=1, batch=20, truth_epochs=1, **TINY)
+    assert "rho" in found.result["consistency"]["regional"] and set(found.result["baselines"]) >= set(SIZES)
+    shapes = {json.loads(path.read_text())["settings"]["arch"]["space"]["shape"][1] for path in configs(tmp_path / "s")}
+    assert shapes == {8} and len(configs(tmp_path / "s")) == 6
+
+
+def configs(folder):
+    return sorted(folder.glob("networks/*/config.json"))
 
 
 # -- a known truth -----------------------------------------------------------------------------------------------------

@@ -268,6 +268,12 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         square = seen is not None and seen[1] == seen[2] and max(seen[1:]) < min(self.card.shape[1:])
         return int(seen[1]) if seen is not None and square else None
 
+    @property
+    def seen(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of what a network is shown: the region that the teacher saw, else the image."""
+        channels, height, width = self.card.shape
+        return (channels, height, width) if self.region is None else (channels, self.region, self.region)
+
     def batch(
         self,
         index: Index,

@@ -100,8 +100,7 @@ def drawn(space: Any, count: int, seed: int) -> list[str]:
 
 def input_of(data: ImageDataset) -> Input:
     """The classes of a data set, and what networks see of its images."""
-    side = data.region
-    return data.card.classes, (data.card.shape[0], *((side, side) if side else data.card.shape[1:]))
+    return data.card.classes, data.seen
 
 
 def proxies(

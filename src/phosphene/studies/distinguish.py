@@ -98,8 +98,8 @@ def distinguish(
     reached = list(known.values()) if known else [one["test"] for one in results[:count_of]]
     groups = [results[k : k + count_of] for k in range(len(real), len(todo), count_of)]
     curves = {name: np.array([one["train"] for one in group]) for name, group in zip(sets, groups, strict=True)}
-    card = (ImageDataset.open(truth_data) if truth_data else next(iter(sets.values()))).card
-    free = baselines([design(text, classes=card.classes, shape=card.shape, **sizes) for text in texts])
+    home = ImageDataset.open(truth_data) if truth_data else next(iter(sets.values()))
+    free = baselines([design(text, classes=home.card.classes, shape=home.seen, **sizes) for text in texts])
     found = {name: judge(curve, reached, free["parameters"]) for name, curve in curves.items()}
     for name, figures in found.items():
         figures["paper"] = published.TAU.get(published.kind(sets[name].card))

@@ -6,6 +6,9 @@
 Each network has a run folder of its own, whose name follows from everything that decides the result. So a network that
 is finished is never trained again, whichever study asks for it in whichever order, and one that was interrupted goes
 on from its last checkpoint. Accuracies are per cent.
+
+Networks see what the teacher saw: of larger canvases a random region in training, the middle in tests. A teacher's rows
+are the targets as they are, at temperature 1; recognised is an image whose largest entry the network finds.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import costs, spaces
-from ..augment import Augment
+from ..augment import Augment, View
 from ..core import Architecture
 from ..dataset import ImageDataset, batches
 from ..errors import DatasetError, Estimate, SettingsError
@@ -54,7 +57,8 @@ class Probe:
         images: how many images to train on, the same ones for all networks; None = all.
         half: 0 or 1: only this half of those images, every class split evenly.
         weight_decay: None = 0 where the labels are random, else 3e-4.
-        augment: random shifts by an eighth of the side, and mirroring of colour images.
+        augment: random shifts by an eighth of the side (regions of larger canvases are shifted anyway), and mirroring
+            of colour images.
         stop_at: training accuracy (per cent) after which an epoch is the last; the learning rate falls as if not.
     """
 
@@ -194,11 +198,10 @@ class Images:
         self.held = data.pixels(range(len(data))) if len(data) * bytes_each <= HELD else None
         # labels rather than rows: 5,000 classes are not written out for every image
         self.labels = None if data.soft else torch.from_numpy(np.array(data.labels)).to(machine.device)
-        side = min(data.card.shape[1:])
-        self.moves = Augment(pad=side // 8, crop=side, flip=data.card.shape[0] == 3) if probe.augment else None
+        self.moves = _moves(data, probe.augment)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs (N, C, H, W), and labels (N,) or, where a teacher gave the targets, rows (N, K)."""
+        """Inputs (N, C, H, W), and labels (N,) or, where a teacher gave the targets, rows (N, K) at temperature 1."""
         index = batches(len(self.data), self.probe.batch, self.probe.seed, step)
         pixels = self.data.pixels(index) if self.held is None else self.held[index]
         if self.moves is not None:
@@ -209,15 +212,24 @@ class Images:
         return inputs, self.labels[index.to(self.machine.device)]
 
 
+def _moves(data: ImageDataset, augment: bool) -> Augment | None:
+    """A random region of larger canvases, else a shift where asked for; None where nothing is left to chance."""
+    side, flip = min(data.card.shape[1:]), augment and data.card.shape[0] == 3
+    if data.region is not None:
+        return Augment(crop=data.region, flip=flip)
+    return Augment(pad=side // 8, crop=side, flip=flip) if augment else None
+
+
 @torch.no_grad()
 def accuracy(net: nn.Module, test: ImageDataset, trained_on: ImageDataset, machine: Machine) -> float:
     """Top-1 on a test set, per cent; its bytes are normalised as the training images were."""
     net.eval()
-    right = 0
+    right, middle = 0, View(test.region)
     for start in range(0, len(test), 256):
         index = range(start, min(start + 256, len(test)))
         with machine.autocast():
-            output = net(machine.place(trained_on.normalise(test.pixels(index).to(machine.device))))
+            pixels = middle.move(test.pixels(index))
+            output = net(machine.place(trained_on.normalise(pixels.to(machine.device))))
         right += int((output.argmax(1).cpu() == torch.from_numpy(test.labels[index.start : index.stop])).sum())
     return round(100 * right / max(1, len(test)), 4)
 
@@ -230,7 +242,7 @@ def _enough(data: ImageDataset) -> None:
 
 def _check_test(test: ImageDataset, trained_on: ImageDataset) -> None:
     """Raise `DatasetError` where a test set does not fit, or has nothing to test."""
-    if (test.card.shape, test.card.classes) != (trained_on.card.shape, trained_on.card.classes):
+    if (test.seen, test.card.classes) != (trained_on.seen, trained_on.card.classes):
         raise DatasetError(f"--test {_figures(test)} does not fit {_figures(trained_on)}")
     if not len(test) or test.card.task != "single":
         raise DatasetError(f"--test {test.card.name} has no images" if not len(test) else _findings("--test", test))
@@ -242,7 +254,7 @@ def _findings(flag: str, data: ImageDataset) -> str:
 
 
 def _figures(data: ImageDataset) -> str:
-    return f"{data.card.name} ({'x'.join(map(str, data.card.shape))}, {data.card.classes} classes)"
+    return f"{data.card.name} ({'x'.join(map(str, data.seen))}, {data.card.classes} classes)"
 
 
 # -- what a probe is -------------------------------------------------------------------------------------------------
@@ -268,9 +280,10 @@ def _identity(probe: Probe) -> tuple[dict[str, Any], list[str]]:
 
 
 def _design(probe: Probe) -> Architecture:
-    """The architecture at the data's input and classes and the probe's size."""
-    card = ImageDataset.open(probe.data).card
-    return design(probe.arch, classes=card.classes, shape=card.shape, channels=probe.channels, cells=probe.cells)
+    """The architecture at what is seen of the data, its classes and the probe's size."""
+    data = ImageDataset.open(probe.data)
+    sizes = {"channels": probe.channels, "cells": probe.cells}
+    return design(probe.arch, classes=data.card.classes, shape=data.seen, **sizes)
 
 
 def data_of(probe: Probe) -> ImageDataset:

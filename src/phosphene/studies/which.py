@@ -98,8 +98,8 @@ def which(
     results = train_all(probes, run.path / "networks", jobs=jobs, backend=backend, title="study which")
 
     curves = _curves([one["train"] for one in results], sets, len(texts))
-    card = next(iter(sets.values())).card
-    params = baselines([design(t, classes=card.classes, shape=card.shape, **sizes) for t in texts])["parameters"]
+    home = next(iter(sets.values()))
+    params = baselines([design(t, classes=home.card.classes, shape=home.seen, **sizes) for t in texts])["parameters"]
     reached = list(known.values()) if known else None
     found = {name: judge(curve[..., -1], params, reached) for name, curve in curves.items()}
     for name, figures in found.items():
