@@ -39,6 +39,10 @@ COMMANDS = {
     "search spos": ("phosphene.search.command:spos", "A supernet trained path by path, then evolution (SPOS)"),
     "search evolution": ("phosphene.search.command:evolution", "Evolution on the supernet of another search"),
     "search pareto": ("phosphene.search.pareto_command:pareto", "A front of accuracy and up to two costs (NSGA-II)"),
+    "search training-free": (
+        "phosphene.search.command_training_free:training_free",
+        "Evolution on a training-free score: nothing is trained",
+    ),
     "search random": ("phosphene.search.command:random", "The baseline: a random architecture within the budget"),
     "score": ("phosphene.search.score:score", "Any architectures on a trained supernet"),
     "latency measure": ("phosphene.latency:measure", "Time the blocks of a space, for searches with --latency"),

@@ -52,6 +52,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "search spos": "phosphene.search.command:spos",
     "search evolution": "phosphene.search.command:evolution",
     "search pareto": "phosphene.search.pareto_command:pareto",
+    "search training-free": "phosphene.search.command_training_free:training_free",
     "search random": "phosphene.search.command:random",
     "score": "phosphene.search.score:score",
     "latency measure": "phosphene.latency:measure",

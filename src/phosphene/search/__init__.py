@@ -8,6 +8,7 @@ SEARCHES = {
     "evolution": "phosphene.search.evolution:search",
     "random": "phosphene.search.random:search",
     "sgas": "phosphene.search.sgas:search",
+    "training-free": "phosphene.search.training_free:search",
     "spos": "phosphene.search.spos:search",
 }
 

@@ -295,7 +295,7 @@ def _score(run: Run, space: SearchSpace, evaluate: Evaluate, born: list[Choices]
         run.log(best=best(archive, 1)[0]["score"], scored=len(archive), new=len(born))
 
 
-def write(run: Run, archive: Archive, by: By) -> None:
+def write(run: Run, archive: Archive, by: str) -> None:
     """`evolution.json` and `evolution.png`: every candidate and the best so far."""
     if run.machine.rank:
         return
@@ -305,7 +305,7 @@ def write(run: Run, archive: Archive, by: By) -> None:
         plot(archive, by, run.path / "evolution.png")
 
 
-def plot(archive: Archive, by: By, path: Path) -> None:
+def plot(archive: Archive, by: str, path: Path) -> None:
     """The candidates' scores in the order in which they were proposed, and the best so far."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -317,11 +317,11 @@ def plot(archive: Archive, by: By, path: Path) -> None:
     axis = figure.subplots()
     axis.scatter(range(1, len(values) + 1), values, s=7, color="#7a9cc6", linewidths=0, label="candidate")
     if left:
-        hollow = {"s": 12, "facecolors": "white", "edgecolors": "#7a9cc6", "linewidths": 0.7}
+        hollow: dict[str, Any] = {"s": 12, "facecolors": "white", "edgecolors": "#7a9cc6", "linewidths": 0.7}
         axis.scatter(left, [values[k - 1] for k in left], **hollow, label="given up, foreseen")
     axis.step(range(1, len(values) + 1), list(itertools.accumulate(values, max)), color="#b3402a", label="best so far")
     axis.set_xlabel("architectures scored")
-    axis.set_ylabel({"kl": "−KL on held-out images", "accuracy": "accuracy on held-out images"}[by])
+    axis.set_ylabel({"kl": "−KL on held-out images", "accuracy": "accuracy on held-out images"}.get(by, by))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, loc="lower right")
     FigureCanvasAgg(figure)
