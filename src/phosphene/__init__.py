@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .costs import Budget
     from .dataset import ImageDataset
     from .evaluate import evaluate
+    from .extensions import register_search, register_space
     from .importing import import_ as import_dataset
     from .labelling import label as label_dataset
     from .recipe import run as run_recipe
@@ -76,6 +77,8 @@ __all__ = [
     "load_network",
     "load_teacher",
     "noise",
+    "register_search",
+    "register_space",
     "relabel",
     "report",
     "run_recipe",
@@ -106,6 +109,8 @@ _WHERE = {
     "load_network": "train:load_network",
     "load_teacher": "teacher:load",
     "noise": "synthesis.noise:noise",
+    "register_search": "extensions:register_search",
+    "register_space": "extensions:register_space",
     "relabel": "synthesis.unreal:relabel",
     "report": "report:report",
     "run_recipe": "recipe:run",
@@ -136,7 +141,7 @@ def search(data: Any, algorithm: str = "darts", **settings: Any) -> Architecture
         BudgetError: no architecture keeps the budget.
     """
     stages = importlib.import_module("phosphene.stages")
-    algorithms = [name.removeprefix("search ") for name in stages.CALLS if name.startswith("search ")]
+    algorithms = [name.removeprefix("search ") for name in stages.calls() if name.startswith("search ")]
     if algorithm not in algorithms:
         raise SettingsError(f"algorithm {algorithm!r} is not one of {', '.join(algorithms)}")
     found: Architecture = stages.function(f"search {algorithm}")(data=data, **settings)

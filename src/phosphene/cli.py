@@ -83,13 +83,14 @@ class Lazy(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names at this level, in the table's order."""
-        names = [name.removeprefix(self.prefix).split()[0] for name in COMMANDS if name.startswith(self.prefix)]
+        every = [*COMMANDS, *_registered(self.prefix)]
+        names = [name.removeprefix(self.prefix).split()[0] for name in every if name.startswith(self.prefix)]
         return list(dict.fromkeys(names))
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now, or the group of this name."""
         full = self.prefix + cmd_name
-        if full in COMMANDS:
+        if full in COMMANDS or full in _registered(self.prefix):
             return command(full)
         return Lazy(full + " ", help=GROUPS[full]) if full in GROUPS else None
 
@@ -106,13 +107,29 @@ class Lazy(click.Group):
         rows = []
         for name in self.list_commands(ctx):
             full = self.prefix + name
-            rows.append((name, COMMANDS[full][1] if full in COMMANDS else GROUPS[full]))
+            own = _registered(self.prefix)
+            rows.append((name, COMMANDS[full][1] if full in COMMANDS else own[full] if full in own else GROUPS[full]))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
 
+def _registered(prefix: str) -> dict[str, str]:
+    """name -> what it does, of the searches that the user registered; nothing is imported where there are none."""
+    if prefix != "search ":
+        return {}
+    from . import extensions, stages
+    from .settings import summary
+
+    stages.calls()  # loads them, and refuses names that are taken
+    return {f"search {name}": summary(search) for name, search in extensions.SEARCHES.items()}
+
+
 def function_of(name: str) -> Callable[..., Any]:
     """The function behind a command's name."""
+    if name not in COMMANDS:
+        from . import stages
+
+        return stages.function(name)
     module, attribute = COMMANDS[name][0].split(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     return function

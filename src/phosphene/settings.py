@@ -1,7 +1,8 @@
 """A function's signature is its flags and its recipe keys: read once here, used by the command line and by recipes.
 
 A parameter is ``name: Annotated[type, "help"] = default``. Unions that contain `str` take in-memory objects from Python
-and text from a command line.
+and text from a command line. A function among the notes of a type says which options there are now, as `Literal` says
+them once and for all.
 """
 
 from __future__ import annotations
@@ -67,11 +68,16 @@ class Setting:
 
 def settings(function: Callable[..., Any]) -> tuple[Setting, ...]:
     """The settings of a command function, in the order of its signature."""
-    names = _Names(getattr(inspect.unwrap(function), "__globals__", {}))
-    hints = typing.get_type_hints(function, localns=names, include_extras=True)
+    types_of = hints(function)
     parameters = inspect.signature(function).parameters.values()
     takes = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return tuple(_setting(p.name, hints.get(p.name, str), p.default) for p in takes if not p.name.startswith("_"))
+    return tuple(_setting(p.name, types_of.get(p.name, str), p.default) for p in takes if not p.name.startswith("_"))
+
+
+def hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations of a function, with their notes."""
+    names = _Names(getattr(inspect.unwrap(function), "__globals__", {}))
+    return typing.get_type_hints(function, localns=names, include_extras=True)
 
 
 class _Names(dict[str, Any]):
@@ -104,14 +110,18 @@ def examples(function: Callable[..., Any]) -> list[str]:
 def _setting(name: str, hint: Any, default: Any) -> Setting:
     text = ""
     if get_origin(hint) is typing.Annotated:
-        hint, *notes = get_args(hint)
-        text = next((note for note in notes if isinstance(note, str)), "")
+        text = next((note for note in get_args(hint)[1:] if isinstance(note, str)), "")
     kind, many, options = _kind(hint)
     return Setting(name, kind, default, text, many, options)
 
 
 def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
     origin = get_origin(hint)
+    if origin is typing.Annotated:
+        hint, *notes = get_args(hint)
+        kind, many, options = _kind(hint)
+        tables = [note for note in notes if callable(note)]
+        return kind, many, tuple(tables[0]()) if tables else options
     if origin is Literal:
         return str, False, tuple(get_args(hint))
     if origin in (list, tuple) or str(origin).endswith("Sequence'>"):

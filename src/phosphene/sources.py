@@ -7,7 +7,6 @@ Tried in this order: a network in memory, `torchvision:NAME[@WEIGHTS]`, `timm:NA
 from __future__ import annotations
 
 import copy
-import importlib.util
 import inspect
 import json
 from collections.abc import Callable
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import models, spaces, weights
+from . import extensions, models, spaces, weights
 from .core import Architecture
-from .errors import PhospheneError, TeacherError
+from .errors import PhospheneError, SettingsError, TeacherError
 from .models import zoo
 
 __all__ = ["SOURCES", "Source", "find", "pretrained", "read_network"]
@@ -170,15 +169,10 @@ def _python(text: str) -> Source:
     """`FILE.py:FACTORY`: executes the file; the factory may take `classes` and `channels`."""
     file, _, attribute = text.rpartition(":")
     path = Path(file)
-    if not path.is_file():
-        raise TeacherError(f"{text}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"phosphene_teacher_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise TeacherError(f"{path} fails when executed: {type(error).__name__}: {error}") from error
+        module = extensions.execute(path, "phosphene_teacher")
+    except SettingsError as error:
+        raise TeacherError(f"{text}: {error}") from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise TeacherError(f"{path} defines no function {attribute!r}")

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import extensions
 from .errors import RecipeError, SettingsError
 from .settings import settings
 
@@ -185,10 +186,27 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names) or 'none'}"
 
 
+def calls() -> tuple[str, ...]:
+    """What can be called: `CALLS`, and the searches that were registered (docs/extending.md)."""
+    extensions.load()
+    own = [f"search {name}" for name in extensions.SEARCHES]
+    if taken := sorted({*own} & {*CALLS}):
+        raise SettingsError(f"register_search: `{taken[0]}` is a command of the package; take another name")
+    return (*CALLS, *own)
+
+
 def function(call: str) -> Callable[..., Any]:
     """The function behind a command name."""
+    if call not in CALLS and call in calls():
+        return own_command(call.removeprefix("search "))
     module, name = CALLS[call].split(":")
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def own_command(name: str) -> Callable[..., Any]:
+    """The command of a registered search; the module is imported now, since it needs torch."""
+    made: Callable[..., Any] = importlib.import_module("phosphene.search.registered").command(name)
+    return made
 
 
 def _needed(table: Mapping[str, Any], key: str, where: object) -> Any:
@@ -220,7 +238,7 @@ def _jobs(stage: dict[str, Any], scale: str, values: dict[str, Any], table: dict
     where = f"{path}, stage {name}"
     known(stage, STAGE, where)
     call = str(_needed(stage, "call", where))
-    known({call: None}, CALLS, where)
+    known({call: None}, calls(), where)
     known(dict.fromkeys(stage.get("scales", ())), SCALES, where)
     if scale not in stage.get("scales", SCALES):
         return []

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import costs
+from .. import costs, extensions
 from ..cells import draw_cells
 from ..core import Architecture, Objective, SearchSpace
 from ..costs import Budget
@@ -73,7 +73,7 @@ def find(
     """Open the run, search, and write the result; a finished run is read.
 
     Args:
-        algorithm: a key of `SEARCHES`.
+        algorithm: a key of `SEARCHES`, or a search that was registered.
         augment: decides the size of the network's input.
         given: the command's settings, those of sizes `settled`; they are the run's identity.
         passed: the algorithm's settings.
@@ -90,6 +90,8 @@ def find(
     identity = {name: value for name, value in given.items() if name not in unnamed}
     identity |= {"times": budget.times} if budget.timed else {}
     identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, "augment": vars(augment)}
+    if own := extensions.code(searched.spec["name"], algorithm):
+        identity |= {"code": own}
     run = Run.open(
         *("search", identity, [images.fingerprint], given["out"], here), seed=given["seed"], estimate=given["estimate"]
     )
@@ -120,6 +122,8 @@ def budget_of(given: dict[str, Any], final: SearchSpace, here: Machine) -> Budge
 
 
 def _algorithm(name: str) -> Callable[..., Architecture]:
+    if name in extensions.SEARCHES:
+        return extensions.SEARCHES[name]
     module, function = SEARCHES[name].split(":")
     found: Callable[..., Architecture] = getattr(importlib.import_module(module), function)
     return found

@@ -9,15 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from .. import spaces
 from ..core import Architecture, SearchSpace
 from ..dataset import Augmentation, ImageDataset
 from ..errors import RunError, SettingsError
 from ..files import read_json
-
-SpaceName = Literal["darts", "macro", "mbconv", "nasbench201", "shufflenet"]
 
 BLOCKS = ("width", "final_width", "depths")
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -28,6 +26,14 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "shufflenet": BLOCKS,
 }
 """space -> the flags of its sizes"""
+
+
+def names() -> tuple[str, ...]:
+    """The spaces that can be searched: the package's, then those that were registered."""
+    return (*FLAGS, *(name for name in spaces.known() if name not in spaces.SPACES))
+
+
+SpaceName = Annotated[str, names]
 
 DEFAULTS: dict[str, dict[str, int]] = {"darts": {"channels": 16, "cells": 8, "nodes": 4}}
 """space -> sizes of its supernet where they are not those of the published network"""
@@ -43,15 +49,25 @@ def settled(given: dict[str, Any]) -> dict[str, Any]:
         SettingsError: a flag is given that the space does not take, or no such space.
     """
     name = given["space"]
-    if name not in FLAGS:
-        raise SettingsError(f"--space {name} is not one of {', '.join(FLAGS)}")
-    every = {flag for flags in FLAGS.values() for flag in flags}
-    for flag in sorted(every - set(FLAGS[name])):
+    if name not in names():
+        raise SettingsError(f"--space {name} is not one of {', '.join(names())}")
+    every, own = {flag for flags in FLAGS.values() for flag in flags}, flags_of(name)
+    for flag in sorted(every - set(own)):
         if given.get(flag) is not None:
-            own = ", ".join(map(_flag, FLAGS[name]))
-            raise SettingsError(f"{_flag(flag)} {given[flag]} is no size of the {name} space; it takes {own}")
-    kept = {key: value for key, value in given.items() if key not in every or key in FLAGS[name]}
+            takes = ", ".join(map(_flag, own)) or "none"
+            raise SettingsError(f"{_flag(flag)} {given[flag]} is no size of the {name} space; it takes {takes}")
+    kept = {key: value for key, value in given.items() if key not in every or key in own}
     return kept | {key: size for key, size in DEFAULTS.get(name, {}).items() if kept.get(key) is None}
+
+
+def flags_of(name: str) -> tuple[str, ...]:
+    """The flags of a space's sizes; of one that was registered, those that its constructor has arguments for."""
+    if name in FLAGS:
+        return FLAGS[name]
+    takes = inspect.signature(spaces.known()[name]).parameters
+    kept = [flag for flag in ("channels", "cells", "nodes", "depths") if flag in takes]
+    final = [f"final_{flag}" for flag in ("channels", "cells") if flag in takes]
+    return (*kept, *final, *(("width", "final_width") if "widths" in takes else ()))
 
 
 def pair(given: dict[str, Any], images: ImageDataset, augment: Augmentation) -> tuple[SearchSpace, SearchSpace]:
@@ -68,15 +84,15 @@ def pair(given: dict[str, Any], images: ImageDataset, augment: Augmentation) -> 
     channels, height, width = images.card.shape
     crop = getattr(augment, "crop", None)
     size = (height, width) if crop is None else (crop, crop)
-    spec: dict[str, Any] = {"name": given["space"], "stem": given["stem"], "classes": images.card.classes}
-    spec |= {"shape": [channels, *size]}
-    if "width" in FLAGS[given["space"]]:
-        spec |= {} if given.get("depths") is None else {"depths": _depths(given["depths"])}
-        sizes = (_widened(spec["name"], given.get(key), _flag(key)) for key in ("width", "final_width"))
-    else:
-        spec |= {key: given[key] for key in ("nodes",) if key in given}
-        sizes = ({key: given.get(start + key) for key in ("channels", "cells")} for start in ("", "final_"))
-    small, large = ({key: size for key, size in own.items() if size is not None} for own in sizes)
+    spec: dict[str, Any] = {"name": given["space"], "classes": images.card.classes, "shape": [channels, *size]}
+    spec |= _stem(given)
+    spec |= {} if given.get("depths") is None else {"depths": _depths(given["depths"])}
+    spec |= {key: given[key] for key in ("nodes",) if given.get(key) is not None}
+    small, large = (
+        {key: given[start + key] for key in ("channels", "cells") if given.get(start + key) is not None}
+        | _widened(spec["name"], given.get(start + "width"), _flag(start + "width"))
+        for start in ("", "final_")
+    )
     searched = spaces.space({**spec, **small})
     published = spaces.published(searched.spec["stem"]) if spec["name"] == "darts" else {}
     return searched, spaces.space({**spec, **published, **large})
@@ -96,6 +112,15 @@ def of_run(folder: Path) -> tuple[SearchSpace, SearchSpace]:
     return searched, spaces.space(Architecture.load(final).space) if final.is_file() else searched
 
 
+def _stem(given: dict[str, Any]) -> dict[str, str]:
+    """The stem that is asked for, where the space has one."""
+    if "stem" in inspect.signature(spaces.known()[given["space"]]).parameters:
+        return {"stem": given["stem"]}
+    if given["stem"] != "auto":
+        raise SettingsError(f"--stem {given['stem']}: a {given['space']} space has no stems; leave it out")
+    return {}
+
+
 def _depths(text: str) -> list[int]:
     try:
         return [int(part) for part in str(text).split(",")]
@@ -109,8 +134,9 @@ def _widened(name: str, factor: float | None, flag: str) -> dict[str, Any]:
         return {}
     if not factor > 0:
         raise SettingsError(f"{flag} {factor} is not above 0; 1 is the published width")
-    published = {key: p.default for key, p in inspect.signature(spaces.SPACES[name]).parameters.items()}
-    return {key: _times(published[key], factor) for key in SCALED if key in published}
+    takes = inspect.signature(spaces.known()[name]).parameters
+    published = {key: takes[key].default for key in SCALED if key in takes}
+    return {key: _times(size, factor) for key, size in published.items() if size is not inspect.Parameter.empty}
 
 
 def _times(channels: int | Sequence[int], factor: float) -> int | list[int]:

@@ -8,15 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from .. import extensions
 from ..core import Architecture, SearchSpace
-from ..errors import ArchitectureError
+from ..errors import ArchitectureError, SettingsError
 from ..models import MODELS
 from ..models.zoo import is_zoo
-from . import genotype, macro, mbconv, nasbench201, shufflenet
+from . import chain, genotype, macro, mbconv, nasbench201, shufflenet
 from .darts import DartsSpace
 from .fixed import FixedSpace
 
-__all__ = ["NAMED", "SPACES", "architecture", "published", "space"]
+__all__ = ["NAMED", "SPACES", "architecture", "known", "published", "space"]
 
 SPACES: dict[str, Callable[..., SearchSpace]] = {
     "darts": DartsSpace,
@@ -29,23 +30,39 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
 """name -> space; the other keys of a spec are its arguments"""
 
 
+def known() -> dict[str, Callable[..., SearchSpace]]:
+    """Every space by its name: these, and those that were registered (docs/extending.md).
+
+    Raises:
+        SettingsError: a name is taken, or the code that registers spaces fails.
+    """
+    extensions.load()
+    if taken := sorted(SPACES.keys() & extensions.SPACES.keys()):
+        raise SettingsError(f"register_space({taken[0]!r}): a space of the package is called so; take another name")
+    return {**SPACES, **extensions.SPACES}
+
+
 def space(spec: dict[str, Any]) -> SearchSpace:
     """The space of a spec, as `Architecture.space` keeps it.
 
     Raises:
         ArchitectureError: the spec names no space, or has settings that its space does not take.
     """
-    settings = dict(spec)
+    settings, there = dict(spec), known()
     name = settings.pop("name", None)
-    if name not in SPACES:
-        raise ArchitectureError(f"no space is called {name!r}; there are: {', '.join(SPACES)}")
-    takes = inspect.signature(SPACES[name]).parameters
+    if name not in there:
+        own = f"; one of your own is registered by the file that {extensions.CODE} names"
+        raise ArchitectureError(f"no space is called {name!r}; there are: {', '.join(there)}{own}")
+    takes = inspect.signature(there[name]).parameters
     if extra := sorted(settings.keys() - takes):
         raise ArchitectureError(f"a {name} space has no setting {extra[0]!r}; it has: {', '.join(takes)}")
     try:
-        return SPACES[name](**settings)
+        made = there[name](**settings)
     except (TypeError, ValueError) as error:
         raise ArchitectureError(f"a {name} space cannot be made of {settings}: {error}") from error
+    if made.spec.get("name") != name:
+        raise ArchitectureError(f"the spec of a {name} space says the name {made.spec.get('name')!r}; call it {name!r}")
+    return made
 
 
 def published(stem: str) -> dict[str, int]:
@@ -113,7 +130,8 @@ def architecture(
         return NAMED[published_name](**here, **settings)
     if name.startswith("Genotype("):
         return _darts(name, **here, **settings)
-    for kind, notation in NOTATIONS.items():
+    known()  # registers the notations of one's own spaces
+    for kind, notation in {**NOTATIONS, **extensions.NOTATIONS}.items():
         if notation.fullmatch(name):
             return _written(kind, name, **here, **settings)
     if name in MODELS or is_zoo(name):
@@ -125,8 +143,8 @@ def architecture(
     except OSError:  # longer than a file's name can be
         there = False
     if not there:
-        known = ", ".join([*NAMED, *MODELS, "torchvision:NAME", "timm:NAME"])
-        raise ArchitectureError(f"{name[:80]!r} is no file, no run folder with an arch.json, no name; names: {known}")
+        names = ", ".join([*NAMED, *MODELS, "torchvision:NAME", "timm:NAME"])
+        raise ArchitectureError(f"{name[:80]!r} is no file, no run folder with an arch.json, no name; names: {names}")
     return _changed(Architecture.load(path), classes, shape, settings)
 
 
@@ -143,5 +161,5 @@ def _changed(
             spec["stem"] = "auto"
     made = space(spec)
     if not isinstance(made, FixedSpace):
-        made.check(found.choices)  # type: ignore[attr-defined]
+        chain.check(spec["name"], made.decisions, found.choices)
     return Architecture(made.spec, found.choices)

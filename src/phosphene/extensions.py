@@ -1,0 +1,148 @@
+"""Spaces and searches of one's own, which stand beside those of the package under names of their own.
+
+    @phosphene.register_space("tiny")                     # in mine.py
+    class TinySpace: ...
+
+    PHOSPHENE_CODE=mine.py phosphene search spos --space tiny …
+
+What the environment variable PHOSPHENE_CODE names is executed once in every process, when a space or a search is first
+looked up by its name. A run folder holds that name alone, so that no file which is merely read ever executes code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from .errors import SettingsError
+
+CODE = "PHOSPHENE_CODE"
+"""The environment variable: FILE.py or the name of a module; several with ``os.pathsep`` between, a colon."""
+
+SPACES: dict[str, Callable[..., Any]] = {}
+NOTATIONS: dict[str, re.Pattern[str]] = {}
+SEARCHES: dict[str, Callable[..., Any]] = {}
+
+Thing = TypeVar("Thing", bound=Callable[..., Any])
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
+_executed: set[str] = set()
+
+
+def register_space(name: str, notation: str | None = None) -> Callable[[Thing], Thing]:
+    """Decorate a class: a space that `--space NAME` and every file that names it then mean.
+
+    Args:
+        name: small letters, digits and hyphens; none of the package's own.
+        notation: a regular expression that a whole text matches which says an architecture of this space.
+
+    Raises:
+        SettingsError: the name or the notation cannot be used.
+    """
+    _check(name)
+    try:
+        pattern = None if notation is None else re.compile(notation)
+    except re.error as error:
+        raise SettingsError(f"the notation of space {name!r} is no regular expression: {error}") from error
+
+    def keep(space: Thing) -> Thing:
+        SPACES[name] = space
+        NOTATIONS.pop(name, None)
+        if pattern is not None:
+            NOTATIONS[name] = pattern
+        return space
+
+    return keep
+
+
+def register_search(name: str) -> Callable[[Thing], Thing]:
+    """Decorate a function, a `core.Search`: it then is the command ``phosphene search NAME``.
+
+    Its keyword arguments, annotated like a command's, become flags; its docstring becomes the help.
+
+    Raises:
+        SettingsError: the name cannot be used.
+    """
+    _check(name)
+
+    def keep(search: Thing) -> Thing:
+        SEARCHES[name] = search
+        return search
+
+    return keep
+
+
+def load() -> None:
+    """Execute what PHOSPHENE_CODE names, each once in a process.
+
+    Raises:
+        SettingsError: there is no such file or module, or it fails.
+    """
+    for name in filter(None, os.environ.get(CODE, "").split(os.pathsep)):
+        if name in _executed:
+            continue
+        _executed.add(name)  # before it runs, since it may look up a space itself
+        try:
+            _import(name)
+        except BaseException:
+            _executed.discard(name)
+            raise
+
+
+def execute(path: Path, prefix: str = "phosphene_code") -> ModuleType:
+    """What a Python file defines, once it has been executed.
+
+    Raises:
+        SettingsError: there is no such file, or it fails.
+    """
+    if not path.is_file():
+        raise SettingsError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SettingsError(f"{path} fails when executed: {type(error).__name__}: {error}") from error
+    return module
+
+
+def code(space: str, search: str) -> dict[str, str]:
+    """Digests of the files that define this space and this search; nothing for the package's own."""
+    found = {f"space {space}": SPACES.get(space), f"search {search}": SEARCHES.get(search)}
+    return {name: _digest(thing) for name, thing in found.items() if thing is not None}
+
+
+def _import(name: str) -> None:
+    try:
+        if name.endswith(".py"):
+            execute(Path(name))
+        else:
+            importlib.import_module(name)
+    except SettingsError as error:
+        raise SettingsError(f"{CODE}={name}: {error}") from error
+    except ImportError as error:
+        raise SettingsError(f"{CODE}={name}: no such module ({error}); a file ends in .py") from error
+
+
+def _digest(thing: Callable[..., Any]) -> str:
+    """Of the file that it is written in; "" for what was typed into an interpreter."""
+    try:
+        file = inspect.getsourcefile(thing)
+    except TypeError:
+        file = None
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file and Path(file).is_file() else ""
+
+
+def _check(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SettingsError(f"{name!r} names no space and no search; take small letters, digits and hyphens")
