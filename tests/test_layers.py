@@ -41,7 +41,7 @@ SHARED = {  # files which the others of their package may import; beside them a 
     "search": {"evolution", "found", "giving_up", "halves", "online", "paths", "robust", "schedule"}
     | {"scored", "setups", "sizes", "supernet"},
     "proxies": {"passes", "batch"},
-    "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "truth"},
+    "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "scorers", "truth"},
     "unreal": {"counter", "orbit", "orbit_numba", "render", "category", "instances"},
 }
 ONE_THING = {"synthesis"}  # one algorithm in several files: any direction, but no cycle

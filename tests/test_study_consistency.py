@@ -21,12 +21,12 @@ from phosphene.proxies.command import read_list
 from phosphene.run import Run
 from phosphene.scoring import Scoring, Supernet, canonical
 from phosphene.search.halves import hold_out
-from phosphene.studies import consistency_scores, truth
+from phosphene.studies import scorers, truth
 from phosphene.studies.candidates import genotypes
 from phosphene.studies.consistency import consistency, judge
 from phosphene.studies.consistency_found import look_up
 from phosphene.studies.consistency_plan import drawn, shown
-from phosphene.studies.consistency_scores import ByProxy, score_all
+from phosphene.studies.scorers import ByProxy, score_all
 from phosphene.studies.consistency_supernets import supernets
 from test_probing import canvases, save
 
@@ -174,7 +174,7 @@ class InjectedError(Exception):
 def test_a_fault_in_the_middle_changes_nothing(known, tmp_path, scored, monkeypatch):
     asked = {"truth": known, "proxy": ["synflow", "zen"], "proxy_images": 4, **TINY}
     whole = consistency(out=tmp_path / "whole", **asked)
-    plain, calls = consistency_scores._keep, itertools.count()
+    plain, calls = scorers._keep, itertools.count()
 
     def failing(scorer, texts, path):
         if next(calls) == 3:
@@ -182,7 +182,7 @@ def test_a_fault_in_the_middle_changes_nothing(known, tmp_path, scored, monkeypa
         plain(scorer, texts, path)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(consistency_scores, "_keep", failing)
+        patch.setattr(scorers, "_keep", failing)
         consistency(out=tmp_path / "broken", **asked)
     before = len(scored)
     assert consistency(out=tmp_path / "broken", **asked).result == whole.result

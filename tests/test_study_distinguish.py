@@ -11,6 +11,7 @@ from scipy import stats
 from phosphene import costs, spaces
 from phosphene.dataset import ImageDataset
 from phosphene.errors import DatasetError, SettingsError
+from phosphene.proxies.command import proxies
 from phosphene.run import Run
 from phosphene.spaces.genotype import Genotype, parse
 from phosphene.studies import datasets, truth
@@ -154,6 +155,25 @@ def test_a_truth_file_chooses_the_architectures(sets, tmp_path, steps):
     asked = {"data": [sets["random"]], "truth": tmp_path / "t.json", "out": tmp_path / "s"}
     found = distinguish(architectures=3, **asked, **(SMALL | {"epochs": 1}))
     assert found["best"] == texts[2] and found["truth_worst"] == 90 and len(steps) == 3 * 4
+
+
+def test_proxies_stand_beside_what_was_trained_and_may_be_added_later(sets, tmp_path, steps):
+    texts = genotypes(4, 8)
+    (tmp_path / "t.json").write_text(json.dumps({text: 90 + k for k, text in enumerate(texts)}))
+    asked = {"data": [sets["random"]], "truth": tmp_path / "t.json", "out": tmp_path / "s", "architectures": 4}
+    asked |= {**SMALL, "epochs": 1, "proxy_images": 6}
+    assert distinguish(**asked)["proxies"] == {}
+    trained = len(steps)
+    found = distinguish(proxy=["naswot", "synflow", "params"], **asked)
+    assert list(found["proxies"]) == ["naswot-random", "synflow"] and len(steps) == trained
+    rows = list(csv.DictReader((tmp_path / "s/networks.csv").read_text().splitlines()))
+    sizes = {"channels": SMALL["channels"], "cells": SMALL["cells"]}
+    made = proxies(texts, data=sets["random"], proxy=["naswot", "synflow"], images=6, device="cpu", **sizes)["proxies"]
+    assert [float(row["naswot-random"]) for row in rows] == pytest.approx([one["naswot"] for one in made.values()])
+    expected = stats.kendalltau([one["synflow"] for one in made.values()], [90, 91, 92, 93]).statistic
+    assert found["proxies"]["synflow"]["tau"] == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(SettingsError, match="--proxy luck"):
+        distinguish(proxy=["luck"], **asked)
 
 
 def test_there_must_be_one_truth(sets):

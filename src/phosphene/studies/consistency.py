@@ -28,13 +28,13 @@ from . import datasets
 from .candidates import LEAST
 from .consistency_figures import draw_rho, draw_scatter
 from .consistency_found import look_up
-from .consistency_scores import Scorer, minutes, score_all
 from .consistency_supernets import BySupernet, space_of, supernets, untrained
 from .figures import write_table
 from .needs import at_least_one, positive
 from .probing import Probe, estimate_all, keys, train_all
 from .probing import check as check_probes
 from .ranks import Column, advantage, interval, kendall, partial, regret, spearman
+from .scorers import Input, Scorer, input_of, minutes, proxies, score_all
 
 TENTH = 0.1
 TOPS = (1, 5, 10)
@@ -161,7 +161,7 @@ def consistency(
     true = {} if truth_supernet is None else {TRUTH: BySupernet(truth_supernet, str(truth_data), **answering, **here)}
     sized: dict[str, Any] = {"channels": channels, "cells": cells, "images": proxy_images, "seed": seed}
     home = _home(truth_data, rulers, [*sets.values(), *seen.values()])
-    free = plan.proxies(proxy or [], seen, home, {**sized, "device": device})
+    free = proxies(proxy or [], seen, home, {**sized, "device": device})
     scorers: dict[str, Scorer] = {**rulers, **bare, **free, **true}
     _apart([*probes, *rulers, *bare, *free, CHANCE, "truth"])
 
@@ -227,14 +227,14 @@ def judge(
 # -- parts of the study ----------------------------------------------------------------------------------------------
 
 
-def _home(truth_data: str | None, rulers: Mapping[str, BySupernet], sets: Sequence[ImageDataset]) -> plan.Input:
+def _home(truth_data: str | None, rulers: Mapping[str, BySupernet], sets: Sequence[ImageDataset]) -> Input:
     """The classes and images that decide the sizes of networks; where nothing says them, those of CIFAR-10."""
     if truth_data is not None:
-        return plan.input_of(ImageDataset.open(truth_data))
+        return input_of(ImageDataset.open(truth_data))
     if rulers:
         spec = space_of(next(iter(rulers.values())).folder).spec
         return int(spec["classes"]), tuple(spec["shape"])
-    return plan.input_of(sets[0]) if sets else (10, (3, 32, 32))
+    return input_of(sets[0]) if sets else (10, (3, 32, 32))
 
 
 def _at_most(count: int | None, data: str) -> int:

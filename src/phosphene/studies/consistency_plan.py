@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,11 @@ import numpy as np
 import torch
 
 from .. import spaces
-from ..dataset import ImageDataset
 from ..errors import SettingsError
-from ..proxies import SEEING, SIZES, check
 from ..proxies.command import read_list
 from ..spaces.moves import sample
 from . import truth as truths
 from .candidates import LEAST, genotypes
-from .consistency_scores import ByProxy, Scorer
 from .ranks import ranks
 
 RANDOM = 100
@@ -25,8 +22,6 @@ RANDOM = 100
 TRIES = 100
 """draws for each architecture that is asked for"""
 KINDS = ("kl", "accuracy", "both")
-Input = tuple[int, tuple[int, ...]]
-"""classes, and shape (C, H, W)"""
 
 
 # -- architectures ---------------------------------------------------------------------------------------------------
@@ -95,32 +90,7 @@ def drawn(space: Any, count: int, seed: int) -> list[str]:
     return list(found)
 
 
-# -- scorers ---------------------------------------------------------------------------------------------------------
-
-
-def input_of(data: ImageDataset) -> Input:
-    """The classes of a data set, and what networks see of its images."""
-    return data.card.classes, data.seen
-
-
-def proxies(
-    names: Iterable[str], seen: Mapping[str, ImageDataset], home: Input, common: dict[str, Any]
-) -> dict[str, Scorer]:
-    """The sizes, and every proxy: once where it sees no images, else on each data set.
-
-    Raises:
-        SettingsError: there is no such proxy, or it sees images and there are none.
-    """
-    found: dict[str, Scorer] = {name: ByProxy(name, None, *home, **common) for name in SIZES}
-    for name in dict.fromkeys(names):
-        check(name)
-        if name not in SEEING:
-            found[name] = ByProxy(name, None, *home, **common)
-        elif not seen:
-            raise SettingsError(f"--proxy {name} sees images: give --proxy-data")
-        else:
-            found |= {f"{name}-{key}": ByProxy(name, str(d.folder), *input_of(d), **common) for key, d in seen.items()}
-    return found
+# -- scores ------------------------------------------------------------------------------------------------------------
 
 
 def kinds(asked: Sequence[str] | None) -> tuple[str, ...]:

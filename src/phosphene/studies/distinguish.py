@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ..dataset import ImageDataset
-from ..errors import SettingsError
+from ..errors import Estimate, SettingsError
 from ..hardware import machine as decide_machine
+from ..proxies import SIZES
 from ..run import Run
 from . import datasets, published
 from . import truth as truths
@@ -30,6 +31,7 @@ from .figures import write_table
 from .needs import at_least_one, positive
 from .probing import Probe, check, estimate_all, keys, train_all
 from .ranks import Column, interval, kendall, spearman
+from .scorers import input_of, minutes, proxies, score_all
 
 
 def distinguish(
@@ -46,6 +48,8 @@ def distinguish(
     channels: Annotated[int | None, "of the first cell"] = 16,
     cells: Annotated[int | None, "number of cells"] = 8,
     images: Annotated[int | None, "of each data set; default: as many as the smallest has"] = None,
+    proxy: Annotated[list[str] | None, "a training-free score to hold beside them; repeat"] = None,
+    proxy_images: Annotated[int, "of each data set, for proxies that see images"] = 64,
     batch: Annotated[int, "images a step"] = 64,
     lr: Annotated[float, "learning rate, falling to 0 over the epochs (cosine)"] = 0.025,
     jobs: Annotated[int, "networks at a time"] = 1,
@@ -59,8 +63,8 @@ def distinguish(
     """Compare how data sets rank random architectures with how real test accuracy ranks them.
 
     Kendall's tau and Spearman's rho have bootstrap intervals (95 %, over the architectures), and stand beside those of
-    parameter count, MACs, depth and the number of parameter-free operations. Architectures, data sets and another
-    truth may be added later with the same --out: a network that is finished is not trained again.
+    parameter count, MACs, depth, the number of parameter-free operations, and any proxy. Architectures, data sets,
+    proxies and another truth may be added later with the same --out: what is finished is not computed again.
 
     Example:
         phosphene study distinguish --data noise --truth-data real --test real-test --epochs 20 --jobs 2 --out ranked
@@ -71,6 +75,7 @@ def distinguish(
         ArchitectureError: the truth file names something that is no architecture.
     """
     at_least_one(epochs=epochs, truth_epochs=1 if truth_epochs is None else truth_epochs, batch=batch, jobs=jobs)
+    at_least_one(proxy_images=proxy_images)
     positive(lr=lr)
     sets = keys(datasets.opened(data, ("truth", *BASELINES)))
     count = datasets.common_size(sets, images)
@@ -87,29 +92,40 @@ def distinguish(
         changed |= {"augment": truth_augment, "images": truth_images or min(count, len(ImageDataset.open(truth_data)))}
         real = [replace(first, arch=text, **changed) for text in texts]
         probes = {name: _tested(several, real, sets[name]) for name, several in probes.items()}
+    home = ImageDataset.open(truth_data) if truth_data else next(iter(sets.values()))
+    drawn: dict[str, Any] = {**sizes, "images": proxy_images, "seed": seed, "device": device}
+    scorers = {
+        name: one for name, one in proxies(proxy or [], sets, input_of(home), drawn).items() if name not in SIZES
+    }
     todo = [*real, *(probe for several in probes.values() for probe in several)]
     check([*([real] if real else []), *probes.values()])
     run = Run.open("study-distinguish", trained, [], out, here, seed=seed, estimate=estimate)
     if estimate:
-        raise estimate_all(todo, out and out / "networks", jobs=jobs)
-    results = train_all(todo, run.path / "networks", jobs=jobs, backend=backend, title="study distinguish")
+        needs: dict[str, Any] = estimate_all(todo, out and out / "networks", jobs=jobs).needs
+        scoring = minutes(scorers, texts, out and out / "scores", jobs)
+        raise Estimate({**needs, "minutes": round(needs["minutes"] + scoring, 2)})
+    spread: dict[str, Any] = {"jobs": jobs, "backend": backend, "title": "study distinguish"}
+    results = train_all(todo, run.path / "networks", **spread)
+    scores = score_all(scorers, texts, run.path / "scores", **spread)
 
     count_of = len(texts)
     reached = list(known.values()) if known else [one["test"] for one in results[:count_of]]
     groups = [results[k : k + count_of] for k in range(len(real), len(todo), count_of)]
     curves = {name: np.array([one["train"] for one in group]) for name, group in zip(sets, groups, strict=True)}
-    home = ImageDataset.open(truth_data) if truth_data else next(iter(sets.values()))
     free = baselines([design(text, classes=home.card.classes, shape=home.seen, **sizes) for text in texts])
     found = {name: judge(curve, reached, free["parameters"]) for name, curve in curves.items()}
     for name, figures in found.items():
         figures["paper"] = published.TAU.get(published.kind(sets[name].card))
     beside = {name: agreement(column, reached) for name, column in free.items()}
-    _write(run.path, texts, reached, curves, free, found, beside)
+    guessed = {name: column["score"] for name, column in scores.items()}
+    foreseen = {name: agreement(column, reached) for name, column in guessed.items()}
+    _write(run.path, texts, reached, curves, free | guessed, found, beside | foreseen)
     best, worst = int(np.argmax(reached)), int(np.argmin(reached))
     settings = {**trained, "architectures": count_of, "truth_epochs": truth_epochs or epochs}
     ends = {"best": texts[best], "worst": texts[worst], "truth_best": reached[best], "truth_worst": reached[worst]}
     taus = {name: by_epoch(curve, reached) for name, curve in curves.items()}
-    result = run.finish({**settings, **ends, "distinguish": found, "baselines": beside, "tau_by_epoch": taus})
+    tables = {"distinguish": found, "baselines": beside, "proxies": foreseen, "tau_by_epoch": taus}
+    result = run.finish({**settings, **ends, **tables})
     return {**result, "out": str(run.path)}
 
 

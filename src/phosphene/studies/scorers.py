@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,14 +20,17 @@ import torch
 from .. import spaces
 from ..core import Batch
 from ..dataset import ImageDataset
+from ..errors import SettingsError
 from ..files import read_json, write_json
 from ..hardware import machine as decide_machine
 from ..objectives import OBJECTIVES
 from ..parallel import Backend, Call, side_by_side
-from ..proxies import SIZES, score
+from ..proxies import SEEING, SIZES, check, score
 from ..proxies.batch import draw
 from ..proxies.command import prepared
 
+Input = tuple[int, tuple[int, ...]]
+"""classes, and shape (C, H, W)"""
 MEASURED = 3
 """architectures that an estimate scores"""
 
@@ -97,6 +100,31 @@ class ByProxy:
             return Batch(torch.zeros(self.images, *self.shape), torch.zeros(self.images, self.classes)), None
         data = ImageDataset.open(self.data)
         return draw(data, self.images, self.seed, decide_machine(self.device, "fp32")), OBJECTIVES[data.card.task]
+
+
+def input_of(data: ImageDataset) -> Input:
+    """The classes of a data set, and what networks see of its images."""
+    return data.card.classes, data.seen
+
+
+def proxies(
+    names: Iterable[str], seen: Mapping[str, ImageDataset], home: Input, common: dict[str, Any]
+) -> dict[str, Scorer]:
+    """The sizes, and every proxy: once where it sees no images, else on each data set.
+
+    Raises:
+        SettingsError: there is no such proxy, or it sees images and there are none.
+    """
+    found: dict[str, Scorer] = {name: ByProxy(name, None, *home, **common) for name in SIZES}
+    for name in dict.fromkeys(names):
+        check(name)
+        if name not in SEEING:
+            found[name] = ByProxy(name, None, *home, **common)
+        elif not seen:
+            raise SettingsError(f"--proxy {name} sees images: give --proxy-data")
+        else:
+            found |= {f"{name}-{key}": ByProxy(name, str(d.folder), *input_of(d), **common) for key, d in seen.items()}
+    return found
 
 
 def score_all(
