@@ -80,6 +80,13 @@ def test_many_classes_are_counted_in_short_and_drawn_in_part(tmp_path: Path) -> 
     assert spread(100, 5) == [0, 25, 50, 74, 99] and spread(3, 5) == [0, 1, 2]
 
 
+def test_of_very_many_classes_those_that_have_images_are_drawn() -> None:
+    labels = np.array([7, 7, 501, 501, 501, 998])
+    data = ImageDataset.from_arrays(np.zeros((6, 1, 4, 4), np.uint8), labels=labels, classes=1000)
+    assert [(name, len(tiles)) for name, tiles in contact_rows(data, 2)] == [("7", 2), ("501", 2), ("998", 1)]
+    assert [name for name, _ in contact_rows(data, 2, most=2)] == ["7", "998"]
+
+
 def test_findings_have_an_entropy_and_counts(tmp_path: Path) -> None:
     findings = np.array([[1, 0, np.nan], [0.5, np.nan, 1]])
     data = ImageDataset.from_arrays(np.zeros((2, 1, 4, 4), np.uint8), labels=findings, task="multi", class_names=NAMES)

@@ -191,12 +191,21 @@ def contact_rows(
     """
     names = class_names(data)
     rows: list[tuple[str, list[Tile]]] = []
-    for k in chosen if chosen is not None else spread(len(names), most):
+    for k in chosen if chosen is not None else _drawn(data, most):
         at = _of_class(data, k)[: columns * rows_per_class]
         tiles = _tiles(data, at, names, labelled and data.soft)
         for r in range(max(1, -(-len(tiles) // columns))):
             rows.append((names[k] if r == 0 else "", tiles[r * columns : (r + 1) * columns]))
     return rows
+
+
+def _drawn(data: ImageDataset, most: int) -> list[int]:
+    """The classes of a sheet: all where they fit, else `most` at even distances of those that have images."""
+    count = data.card.classes
+    if count <= most or data.card.task != "single":
+        return spread(count, most)
+    there = np.unique(data.labels)
+    return [int(there[place]) for place in spread(len(there), most)]
 
 
 def _of_class(data: ImageDataset, k: int) -> np.ndarray:
