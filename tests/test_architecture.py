@@ -188,9 +188,43 @@ def test_a_comparison_in_a_folder_is_a_run_that_a_report_can_show(tmp_path):
         comparison.compare(["darts-v1", "sgas-cri1"], channels=4, cells=3, out=tmp_path / "both")
 
 
+def test_layers_of_block_networks_are_compared(tmp_path):
+    """The published network, (2, 1, 0, 1, 2, 0, 2, 0, 2, 0, 2, 3, …), and that of 5x5 blocks alone, counted by eye."""
+    told = comparison.compare(["spos", "spos-all-shuffle-5x5"], size=32, out=tmp_path / "two.png")
+    assert told["options"]["spos"] == {"shuffle_7x7": 6, "shuffle_5x5": 2, "shuffle_3x3": 8, "xception": 4}
+    assert told["options"]["spos-all-shuffle-5x5"] == {"shuffle_5x5": 20}
+    assert told["agreement"]["spos"] == {"spos": 1.0, "spos-all-shuffle-5x5": 2 / 20}
+    assert len(told["differ"]) == 18
+    first = next(iter(told["differ"].values()))
+    assert first == {"spos": "shuffle_7x7", "spos-all-shuffle-5x5": "shuffle_5x5"}
+    assert told["architectures"]["spos"]["macs"] != told["architectures"]["spos-all-shuffle-5x5"]["macs"]
+    assert json.loads(json.dumps(told)) == told
+    two = Image.open(tmp_path / "two.png").size
+    comparison.compare(["spos"], size=32, out=tmp_path / "one.png")
+    one = Image.open(tmp_path / "one.png").size
+    assert two == (one[0], 2 * one[1]), "one below the other"
+
+
+@pytest.mark.parametrize(("names", "layers"), [(["00112102", "00112100"], 1), (["nb201-best", "nb201-best"], 0)])
+def test_a_comparison_of_layers_in_a_folder_is_a_run(tmp_path, names, layers):
+    told = comparison.compare(names, out=tmp_path / "both")
+    assert told["drawing"] == str(tmp_path / "both" / "networks.png") and (tmp_path / "both/networks.png").exists()
+    assert len(told["differ"]) == layers and len(told["notation"]) == 2
+    assert json.loads((tmp_path / "both" / "result.json").read_text())["differ"] == told["differ"]
+
+
 def test_what_cannot_be_compared_is_named(tmp_path):
     with pytest.raises(SettingsError, match="cifar-resnet20 has no cells"):
         comparison.compare(["darts-v1", "cifar-resnet20"], out=tmp_path / "g.png")
+    with pytest.raises(SettingsError, match="darts-v1 is of the space darts, spos of shufflenet; compare"):
+        comparison.compare(["darts-v1", "spos"], out=tmp_path / "g.png")
+    with pytest.raises(SettingsError, match="macro-best has 8 layers and network 3"):
+        short = {**spaces.architecture("macro-best").space, "depths": [1, 1, 1]}
+        (tmp_path / "network").mkdir()
+        choices = {f"stage{k}/layer1": 1 for k in (1, 2, 3)}
+        architecture.Architecture(short, choices).save(tmp_path / "network" / "arch.json")
+        comparison.compare(["macro-best", str(tmp_path / "network")], out=tmp_path / "g.png")
+    assert not (tmp_path / "g.png").exists()
     with pytest.raises(ArchitectureError, match="nothing-of-this-name"):
         comparison.compare(["nothing-of-this-name"], out=tmp_path / "g.png")
     with pytest.raises(SettingsError, match=r"--out .*g\.svg: the drawing is a PNG"):

@@ -1,13 +1,17 @@
-"""Draw cells as graphs: those of one architecture below each other, those of several side by side."""
+"""Draw cells as graphs: those of one architecture below each other, those of several side by side.
+
+What other spaces draw of an architecture is put together here, too.
+"""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .core import Architecture
+from .core import Architecture, Choices
 from .errors import ArchitectureError, SettingsError
 from .layout import RADIUS, WIDE, Drawing, arrange
 from .spaces.genotype import KINDS, Genotype, of_choices
@@ -91,6 +95,30 @@ def draw_side_by_side(architectures: Sequence[Drawn], path: Path) -> None:
         top -= HEADING + sum(heights)
     _legend(figure, [drawn.genotype for drawn in architectures], "lower center")
     _save(figure, path, 100)
+
+
+def draw_beside(architectures: Sequence[tuple[Any, Choices, str]], path: Path) -> None:
+    """Draw several (space, choices, title) by their spaces' own drawings into one PNG, below each other.
+
+    Strips of layers are wide: in a column the same layers stand below each other. Raises `SettingsError` where the file
+    cannot be written.
+    """
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.png" for number in range(len(architectures))]
+        for (space, choices, title), file in zip(architectures, files, strict=True):
+            space.draw(choices, file, title=title)
+        drawings = [Image.open(file).convert("RGB") for file in files]
+    whole = Image.new("RGB", (max(d.width for d in drawings), sum(d.height for d in drawings)), "white")
+    top = 0
+    for drawing in drawings:
+        whole.paste(drawing, (0, top))
+        top += drawing.height
+    try:
+        whole.save(path)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--out {path} cannot be written ({error}); name a PNG in an existing folder") from error
 
 
 def _heading(figure: Any, drawn: Drawn, x: float, y: float, down: float) -> None:
