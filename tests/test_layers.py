@@ -38,7 +38,7 @@ SHARED = {  # files which the others of their package may import; beside them a 
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype", "depthwise"}
     | {"blocks", "chain", "inputs", "strip"},
     "models": {"cifar_resnet"},
-    "search": {"evolution", "found", "giving_up", "halves", "online", "paths", "robust", "schedule"}
+    "search": {"evolution", "found", "giving_up", "halves", "online", "paths", "proxyless_costs", "robust", "schedule"}
     | {"scored", "setups", "sizes", "supernet"},
     "proxies": {"passes", "batch"},
     "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "scorers", "truth"},

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .core import Choices, SearchSpace
 from .errors import BudgetError, SettingsError
-from .prices import Clock, Prices, prices
+from .prices import NOTHING, Clock, Prices, prices
 
 if TYPE_CHECKING:
     from .hardware import Machine
@@ -246,17 +246,18 @@ class Budget:
         """Parameters, MACs and, where the budget is one of latency, milliseconds of complete choices."""
         return self._named(self._bound().of(choices))
 
-    def expected(self, shares: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def expected(self, shares: Mapping[str, Tensor], made: Choices = NOTHING) -> dict[str, Tensor]:
         """The mean of each cost over architectures drawn by `shares`, which it can be differentiated by.
 
         Args:
             shares: for each decision the probabilities ``(options,)`` of its options; those that may not be chosen
                 have none.
+            made: choices that stay, whatever their shares.
 
         Returns:
             float64 scalars on the CPU, in the units of `costs`.
         """
-        return self._named(self._bound().expected(shares).unbind())
+        return self._named(self._bound().expected(shares, made).unbind())
 
     def _bound(self) -> Prices:
         if self.prices is None:

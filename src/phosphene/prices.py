@@ -27,6 +27,7 @@ Count = Callable[[nn.Module, Sequence[int]], tuple[int, int]]
 """(network, input shape) -> (parameters, MACs)"""
 Rows = NDArray[np.int64]
 
+NOTHING: Choices = {}
 NETWORKS = 5  # measured as a whole, to learn what a network takes beside its options
 LIMIT = 1 << 16  # sums of costs that are held at once
 
@@ -77,11 +78,12 @@ class Prices(Protocol):
         """The smallest and the largest of each cost."""
         ...
 
-    def expected(self, shares: Mapping[str, Tensor]) -> Tensor:
+    def expected(self, shares: Mapping[str, Tensor], made: Choices = NOTHING) -> Tensor:
         """The mean of each cost ``(costs,)``, float64, over architectures that are drawn by these probabilities.
 
-        Drawn: again and again one of the open decisions, with equal chances, and its option by its row of `shares`
-        ``(options,)``, which sums to 1 over the options that may be chosen; what is forced follows.
+        What is `made` stays, whatever its shares. Drawn: again and again one of the open decisions, with equal chances,
+        and its option by its row of `shares` ``(options,)``, which sums to 1 over the options that may be chosen; what
+        is forced follows.
         """
         ...
 
@@ -130,8 +132,10 @@ class Draws(NamedTuple):
     chance: float
 
 
-def draws(space: SearchSpace, names: Sequence[str]) -> list[Draws]:
+def draws(space: SearchSpace, names: Sequence[str], made: Choices = NOTHING) -> list[Draws]:
     """Every set of choices that settles all of `names`, once; its probability is `chance` times those of its options.
+
+    What is `made` of these is settled already, and is none of the choices.
 
     `chance` is that of choosing for these decisions and no others, whatever their order, when every time one of the
     open decisions is taken with equal chances.
@@ -149,7 +153,7 @@ def draws(space: SearchSpace, names: Sequence[str]) -> list[Draws]:
             for option in wanted[name].free:
                 go_on(made | {name: option}, chosen | {(name, option)}, chance / len(still))
 
-    go_on({}, frozenset(), 1.0)
+    go_on({name: made[name] for name in wanted if name in made}, frozenset(), 1.0)
     return list(found.values())
 
 
@@ -192,7 +196,7 @@ class Built:
         columns = list(zip(*costs, strict=True))
         return tuple(map(min, columns)), tuple(map(max, columns))
 
-    def expected(self, shares: Mapping[str, Tensor]) -> Tensor:
+    def expected(self, shares: Mapping[str, Tensor], made: Choices = NOTHING) -> Tensor:
         """The mean costs to first order: finite differences of single choices about the first architecture.
 
         Raises:
@@ -205,7 +209,9 @@ class Built:
         total = here.clone()
         for decision in self.space.decisions:
             rows = [self.of(centre | {decision.name: option}) for option in range(len(decision.options))]
-            total = total + shares[decision.name].cpu().double() @ (torch.tensor(rows, dtype=torch.float64) - here)
+            changes = torch.tensor(rows, dtype=torch.float64) - here
+            known = decision.name in made
+            total = total + (changes[made[decision.name]] if known else shares[decision.name].cpu().double() @ changes)
         return total
 
 
@@ -229,7 +235,7 @@ class Table:
         self.space, self.groups = space, space.groups
         self._seen: dict[Hashable, Rows] = {}
         self.times = ""
-        self._drawn: tuple[Tensor, Tensor, list[str]] | None = None
+        self._drawn: dict[tuple[tuple[str, int], ...], tuple[Tensor, Tensor, list[str]]] = {}
         measured = _measured(space, [d for decision in space.decisions for d in _options(space, decision)], count)
         self.costs = {
             decision.name: np.array([_total(keys, measured) for keys in _options(space, decision)], np.int64)
@@ -328,18 +334,21 @@ class Table:
         least, most = (self.base + sum(pick(rows, 0) for rows in sums) for pick in (np.min, np.max))
         return tuple(int(value) for value in least), tuple(int(value) for value in most)
 
-    def expected(self, shares: Mapping[str, Tensor]) -> Tensor:
+    def expected(self, shares: Mapping[str, Tensor], made: Choices = NOTHING) -> Tensor:
         """The mean costs, exactly: over all ways to settle each group, chance x product of shares x cost."""
-        index, weighted, names = self._drawn = self._drawn or self._tabulated()
+        known = tuple(sorted(made.items()))
+        if known not in self._drawn:
+            self._drawn = {known: self._tabulated(made)}  # what is made grows: the ways of before are not needed again
+        index, weighted, names = self._drawn[known]
         rows = [shares[name].cpu().double() for name in names]
         flat = torch.cat([*rows, torch.ones(1, dtype=torch.float64)])
         return torch.from_numpy(self.base.astype(np.float64)) + flat[index].prod(1) @ weighted
 
-    def _tabulated(self) -> tuple[Tensor, Tensor, list[str]]:
+    def _tabulated(self, made: Choices) -> tuple[Tensor, Tensor, list[str]]:
         """Where the shares of each way stand in the row of all shares (the 1 at its end fills up); chance x cost."""
         names = list(self.costs)
         places = dict(zip(names, itertools.accumulate((len(self.costs[n]) for n in names), initial=0), strict=False))
-        ways = [way for group in self.groups for way in draws(self.space, group)]
+        ways = [way for group in self.groups for way in draws(self.space, group, made)]
         longest = max((len(way.chosen) for way in ways), default=1)
         end = sum(len(table) for table in self.costs.values())
         index = torch.full((len(ways), longest), end)

@@ -10,7 +10,7 @@ from ..dataset import ImageDataset
 from ..latency import TABLE, On
 from ..parallel import Backend
 from ..teacher import Teacher, load
-from .command_paths import SCORING, evolution, on_supernet, spos
+from .command_paths import SCORING, at_least, evolution, named_by, on_supernet, spos
 from .found import Found, find, open_data
 from .online import check_teacher, matching, temperature_of
 from .scored import By
@@ -39,12 +39,13 @@ def darts(
     final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48; nasbench201 16"] = None,
     final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14; nasbench201 5"] = None,
     final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
-    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
-    macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
+    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M; or ~3M, to be near"] = None,
+    macs: Annotated[str | None, "bound on its multiply-accumulates: 600M or 500M..600M; or ~550M, to be near"] = None,
     latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
     on: Annotated[On, "what --latency is measured on"] = "cpu",
     latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
     latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
+    soft_weight: Annotated[float, "what α's loss gains where a soft bound (~) is missed by a factor of e"] = 0.1,
     setup: Annotated[Literal["auto", "real", "unreal"], "auto: unreal where labels say nothing of images"] = "auto",
     validation: Annotated[
         Literal["split", "mirrored"] | None,
@@ -123,12 +124,13 @@ def sgas(
     final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48; nasbench201 16"] = None,
     final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14; nasbench201 5"] = None,
     final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
-    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
-    macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
+    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M; or ~3M, to be near"] = None,
+    macs: Annotated[str | None, "bound on its multiply-accumulates: 600M or 500M..600M; or ~550M, to be near"] = None,
     latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
     on: Annotated[On, "what --latency is measured on"] = "cpu",
     latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
     latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
+    soft_weight: Annotated[float, "what α's loss gains where a soft bound (~) is missed by a factor of e"] = 0.1,
     setup: Annotated[Literal["auto", "real", "unreal"], "auto: unreal where labels say nothing of images"] = "auto",
     validation: Annotated[
         Literal["split", "mirrored"] | None,
@@ -201,11 +203,13 @@ def random(
     crop: Annotated[int | None, "side of the network's input; default: the teacher's input, else the image"] = None,
     supernet: Annotated[Path | None, "run folder of a search: score many on its supernet, and take the best"] = None,
     candidates: Annotated[int, "how many, with --supernet"] = 1000,
+    soft_weight: Annotated[float, "what a score loses where a soft bound (~) is missed by a factor of e"] = 0.1,
     by: Annotated[By, "what is best: −KL or accuracy on held-out images"] = "kl",
     held_out: Annotated[int | None, "images of each class to score on; default: those held out in training"] = None,
     score_images: Annotated[int | None, "of those, so many at most"] = None,
     score_batch: Annotated[int, "images at once"] = 250,
     calibration: Annotated[int, "batches for the BatchNorm statistics of each candidate"] = 4,
+    give_up: Annotated[int | None, "stop scoring early what is surely not among so many best; marked"] = None,
     jobs: Annotated[int, "candidates side by side, in so many processes"] = 1,
     backend: Annotated[Backend, "where the jobs run: this machine or a Ray cluster"] = "joblib",
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,
@@ -216,7 +220,8 @@ def random(
 ) -> Found:
     """Draw an architecture at random within the bounds: the baseline of every search. Nothing is trained.
 
-    With --supernet the best of many: what a search must beat that scores as many on the same supernet.
+    With a soft target, of 20 the nearest. With --supernet the best of many: what a search must beat that scores as many
+    on the same supernet.
 
     Example:
         phosphene search random --data d --params 3M..4M --out drawn
@@ -231,7 +236,7 @@ def random(
     """
     given = dict(locals())
     if supernet is not None:
-        return on_supernet("random", given, {"candidates": candidates})
+        return on_supernet("random", given, {"candidates": candidates, "soft_weight": soft_weight})
     given = {name: value for name, value in given.items() if name not in SCORING}
     given = settled(given | {"space": space or "darts", "device": "cpu", "precision": "fp32"})
     images = open_data(given.pop("data"))
@@ -248,8 +253,10 @@ def _begin(given: dict[str, Any]) -> tuple[dict[str, Any], ImageDataset, dict[st
     if asked is not None:
         check_teacher(asked, images, augment)
     check(images, given)
+    at_least(given, 0, "soft_weight")
     passed = {name: given[name] for name in SHARED} | {"auxiliary_skip": given["skip_weight"], "augment": augment}
-    passed |= {"alpha_betas": (0.5, given["alpha_beta2"]), "teacher": asked}
+    passed |= {"alpha_betas": (0.5, given["alpha_beta2"]), "teacher": asked, "soft_weight": given["soft_weight"]}
+    given = named_by(given, False)
     return given, images, passed, None if asked is None else matching(images, given["temperature"])
 
 

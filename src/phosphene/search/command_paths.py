@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .. import weights
-from ..costs import Budget
+from ..costs import LIMITS, Budget
 from ..dataset import ImageDataset
 from ..errors import RunError, SettingsError
 from ..files import read_json
@@ -26,6 +26,7 @@ from .setups import augmentation
 from .sizes import SpaceName, of_run, pair, settled
 
 SCORING = ("supernet", "candidates", "by", "held_out", "score_images", "score_batch", "calibration", "jobs", "backend")
+SCORING += ("give_up", "soft_weight")
 SPREAD = ("jobs", "backend")  # change no result
 EVOLVED = ("generations", "top", "mutants", "crossings", "probability")
 PUBLISHED = {"batch": 1024, "lr": 0.5}  # the rate of that batch; in proportion for others
@@ -49,8 +50,8 @@ def spos(
     final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48; nasbench201 16"] = None,
     final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14; nasbench201 5"] = None,
     final_width: Annotated[float | None, "final network of blocks: share of the published channels; default 1"] = None,
-    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
-    macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 330M or 290M..360M"] = None,
+    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M; or ~3M, to be near"] = None,
+    macs: Annotated[str | None, "bound on its multiply-accumulates: 330M or 290M..360M; or ~300M, to be near"] = None,
     latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
     on: Annotated[On, "what --latency is measured on"] = "cpu",
     latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
@@ -155,8 +156,8 @@ def evolution(
     mutants: Annotated[int, "population: mutants of a generation"] = 25,
     crossings: Annotated[int, "population: children of two parents in a generation"] = 25,
     probability: Annotated[float, "population: of each choice to mutate"] = 0.1,
-    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M"] = None,
-    macs: Annotated[str | None, "bound on the final network's multiply-accumulates: 600M or 500M..600M"] = None,
+    params: Annotated[str | None, "bound on the final network's parameters: 3.5M or 3M..4M; or ~3M, to be near"] = None,
+    macs: Annotated[str | None, "bound on its multiply-accumulates: 600M or 500M..600M; or ~550M, to be near"] = None,
     latency: Annotated[str | None, "bound on its milliseconds, measured: 5 or 3..5; or ~5, to be near"] = None,
     on: Annotated[On, "what --latency is measured on"] = "cpu",
     latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
@@ -206,6 +207,7 @@ def evolution(
 def on_supernet(algorithm: str, given: dict[str, Any], settings: dict[str, Any]) -> Found:
     """A search on the supernet of another one's run folder; `given` are the command's settings, its data with them."""
     at_least(given, 1, "candidates", "jobs")
+    at_least(given, 0, "soft_weight")
     images, folder = open_data(given.pop("data")), Path(given["supernet"])
     searched, final = of_run(folder)
     for flag in ("space", "nodes", "depths", "stem", "final_channels", "final_cells", "final_width", "crop"):
@@ -226,7 +228,8 @@ def on_supernet(algorithm: str, given: dict[str, Any], settings: dict[str, Any])
     passed = {**settings, "how": how, "by": given["by"], "jobs": jobs, "backend": backend, "give_up": give_up}
     crop = cropped(images, searched.spec["shape"])
     augment = augmentation(images, {"crop": crop, "pad": 0, "flip": False, "setup": "real"})
-    return find(algorithm, images, augment, named_by(given), passed, sizes=(searched, final))
+    named = named_by(given, algorithm == "evolution")
+    return find(algorithm, images, augment, named, passed, sizes=(searched, final))
 
 
 def check(images: ImageDataset, given: dict[str, Any]) -> int:
@@ -249,9 +252,14 @@ def check(images: ImageDataset, given: dict[str, Any]) -> int:
     return len(train)
 
 
-def named_by(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings less `give_up` where nothing is given up: runs of before it was there keep their identity."""
-    return {name: value for name, value in given.items() if name != "give_up" or value is not None}
+def named_by(given: dict[str, Any], weighed: bool = True) -> dict[str, Any]:
+    """The settings without those that change nothing: runs of before these were there keep their identity.
+
+    Where costs are not `weighed` always, `soft_weight` counts only with a soft target.
+    """
+    soft = weighed or any("~" in str(given.get(name)) for name in LIMITS)
+    idle = {*(() if soft else ("soft_weight",)), *(("give_up",) if given.get("give_up") is None else ())}
+    return {name: value for name, value in given.items() if name not in idle}
 
 
 def at_least(given: dict[str, Any], least: float, *names: str) -> None:

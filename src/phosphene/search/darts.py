@@ -27,6 +27,7 @@ from ..spaces.moves import commit
 from ..teacher import Teacher
 from . import notation
 from .halves import Halves, Validation, check_batch, number
+from .proxyless_costs import Pull
 from .robust import Stop, check_learning, check_skips, skip_weight
 from .supernet import Softmax, alpha_gradient, alpha_step, check_order, cosine, finish, initial, weight_step
 
@@ -58,6 +59,7 @@ def search(
     temperature: float = 1.0,
     teacher: Teacher | None = None,
     auxiliary_skip: float = 0.0,
+    soft_weight: float = 0.1,
     stop_skips: int | None = None,
     stop_eigenvalue: bool = False,
 ) -> Architecture:
@@ -72,7 +74,7 @@ def search(
         data: shared out into a training and a validation part, see `Halves`.
         objective: trains weights and α alike.
         score: for the supernet's validation score.
-        budget: kept by the choices.
+        budget: kept by the choices; α is pulled towards its soft targets.
         run: its folder, seed and machine.
         steps: weight steps; an epoch is as many as the training part has batches.
         batch: images a step takes from either part, over all ranks.
@@ -87,6 +89,7 @@ def search(
         temperature: of the rows, where the targets are logits or the teacher's.
         teacher: asked for the rows of every image as it is seen, instead of what is stored.
         auxiliary_skip: β of DARTS- at the first step, 0 at the last (their 1).
+        soft_weight: what α's loss gains where a soft target is missed by a factor of e, see `Pull`.
         stop_skips: end when the normal cell has this many skip connections (DARTS+: 2).
         stop_eigenvalue: end when the dominant eigenvalue rises, with the α of five epochs before (R-DARTS).
 
@@ -106,7 +109,7 @@ def search(
     with run.seeded("supernet"):
         net = machine.place(space.supernet()).train()
         alphas = machine.place(initial(space.decisions, alpha_init)).requires_grad_()
-    make = Softmax(space.decisions, machine)
+    make, pull = Softmax(space.decisions, machine), Pull(space, budget, soft_weight)
     sgd = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam([alphas], alpha_lr, alpha_betas, weight_decay=alpha_weight_decay)
     run.disk(12 * sum(weight.numel() for weight in net.parameters()))  # the supernet and two checkpoints of it
@@ -132,7 +135,8 @@ def search(
         if epoch >= warm_up or run.estimating:
             unseen = halves.draw("valid", step, batch)
             gradient = alpha_gradient(order, net, gates, alphas, seen, unseen, objective, sgd, machine)
-            figures["valid_loss"] = alpha_step(alphas, gradient, adam)
+            gradient, costs = pull(gradient, alphas, {})
+            figures |= {"valid_loss": alpha_step(alphas, gradient, adam), **costs}
         figures["loss"] = weight_step(net, gates([alphas.detach()]), seen, objective, sgd, clip, machine)
         if last == epoch_steps - 1 or step == steps - 1:
             check_learning(figures["loss"], epoch + 1)

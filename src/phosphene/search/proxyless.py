@@ -98,8 +98,9 @@ def search(
         alpha_lr, alpha_betas, alpha_init: Adam for α, which starts from normal noise of this deviation.
         alpha_every: weight steps to an α step; None: 16 in rl mode, 5 in gradient mode.
         nets: networks drawn for one α step in rl mode; scored with the statistics of their batch.
-        cost_weight: exponent of aim / cost in the reward (rl), or λ of the linear penalty (gradient).
-        penalty: "log": loss · scale · (log E[cost] / log aim)^power; "linear": loss + λ · (E[cost] − aim) / aim.
+        cost_weight: exponent of aim / cost in the reward (rl), or λ of the penalties linear and near (gradient).
+        penalty: "log": loss · scale · (log E[cost] / log aim)^power; "linear": loss + λ · (E[cost] − aim) / aim;
+            "near": loss + λ · |log(E[cost] / aim)|.
         penalty_scale, penalty_power: of the log penalty.
         validation: "split" or "mirrored", see `Halves`.
         train_fraction: share of the images that trains weights (DFNAS holds out 32k of 140k for α).
@@ -268,8 +269,8 @@ def _checked(mode: str, penalty: str, budget: Budget, every: int | None) -> int:
     """Weight steps to an α step; raises `SettingsError`."""
     if mode not in EVERY:
         raise SettingsError(f"--mode {mode} is neither rl nor gradient")
-    if penalty not in ("log", "linear"):
-        raise SettingsError(f"--penalty {penalty} is neither log nor linear")
+    if penalty not in ("log", "linear", "near"):
+        raise SettingsError(f"--penalty {penalty} is not log, linear or near")
     for name, aim in budget.aims.items() if (mode, penalty) == ("gradient", "log") else ():
         if aim <= 1:
             raise SettingsError(f"--{name} {aim:g} has no log penalty, whose aim is above 1; take --penalty linear")

@@ -54,8 +54,8 @@ def proxyless(
     on: Annotated[On, "what --latency is measured on"] = "cpu",
     latency_table: Annotated[Path, "the file of measured times; what is missing is measured now"] = TABLE,
     latency_batch: Annotated[int, "images of a forward pass that is measured"] = 1,
-    cost_weight: Annotated[float, "rl: exponent of aim / cost in the reward; gradient: λ of --penalty linear"] = 0.1,
-    penalty: Annotated[Penalty, "gradient: of the expected cost; log multiplies the loss, linear adds to it"] = "log",
+    cost_weight: Annotated[float, "rl: exponent of aim / cost; gradient: λ of --penalty linear and near"] = 0.1,
+    penalty: Annotated[Penalty, "gradient: of the expected cost; log multiplies the loss, others add"] = "log",
     penalty_scale: Annotated[float, "of --penalty log"] = 0.2,
     penalty_power: Annotated[float, "of --penalty log"] = 0.3,
     validation: Annotated[

@@ -14,6 +14,8 @@ from ..scoring import Scoring
 from ..spaces.moves import sample
 from . import evolution
 
+NEAREST = 20
+
 
 def search(
     space: SearchSpace,
@@ -30,7 +32,8 @@ def search(
 ) -> Architecture:
     """Draw an architecture, each option as likely among those that can still keep the budget. Nothing is trained.
 
-    With a supernet, draw `candidates` and take the one that scores best: what evolution must beat with as many.
+    With soft targets, the one of `NEAREST` draws that misses them least. With a supernet, draw `candidates` and take
+    the one that scores best: what evolution must beat with as many.
 
     Args:
         space: what to choose from.
@@ -48,4 +51,5 @@ def search(
         settings |= {"how": how, "method": "population", "generations": 1, "size": candidates}
         return evolution.search(space, data, objective, score, budget, run, **settings)
     generator = torch.Generator().manual_seed(run.seed)
-    return Architecture(space.spec, sample(space, generator, budget.fits))
+    found = [sample(space, generator, budget.fits) for _ in range(NEAREST if budget.soft else 1)]
+    return Architecture(space.spec, min(found, key=lambda choices: evolution.missed(budget, 1.0, choices)))

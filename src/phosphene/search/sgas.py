@@ -36,6 +36,7 @@ from ..spaces.moves import Fits, commit
 from ..teacher import Teacher
 from . import notation
 from .halves import Halves, Validation, check_batch
+from .proxyless_costs import Pull
 from .robust import check_learning, check_skips, kind, skip_weight
 from .schedule import decision_epochs, rounds, schedule
 from .supernet import Softmax, alpha_gradient, alpha_step, check_order, cosine, finish, initial, weight_step
@@ -78,6 +79,7 @@ def search(
     temperature: float = 1.0,
     teacher: Teacher | None = None,
     auxiliary_skip: float = 0.0,
+    soft_weight: float = 0.1,
 ) -> Architecture:
     """Search by SGAS.
 
@@ -115,7 +117,7 @@ def search(
     with run.seeded("supernet"):
         net = machine.place(space.supernet()).train()
         alphas = machine.place(initial(space.decisions, alpha_init)).requires_grad_()
-    make = Softmax(space.decisions, machine)
+    make, pull = Softmax(space.decisions, machine), Pull(space, budget, soft_weight)
     exact = Softmax(space.decisions, Machine(torch.device("cpu")))  # in float64, which not every device has
     sgd = torch.optim.SGD(net.parameters(), lr, momentum, weight_decay=weight_decay)
     adam = torch.optim.Adam([alphas], alpha_lr, alpha_betas, weight_decay=alpha_weight_decay)
@@ -139,7 +141,8 @@ def search(
         if (epoch >= warm_up or run.estimating) and len(made) < len(space.decisions):
             unseen = halves.draw("valid", index, size)
             gradient = alpha_gradient(order, net, gates, alphas, seen, unseen, objective, sgd, machine)
-            figures["valid_loss"] = alpha_step(alphas, gradient, adam, _frozen(space, made, alphas))
+            gradient, costs = pull(gradient, alphas, made)
+            figures |= {"valid_loss": alpha_step(alphas, gradient, adam, _frozen(space, made, alphas)), **costs}
         figures["loss"] = weight_step(net, gates([alphas.detach()]), seen, objective, sgd, clip, machine)
         if plan.ends(step) or step == steps - 1:
             check_learning(figures["loss"], epoch + 1)
