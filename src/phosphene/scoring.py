@@ -279,7 +279,7 @@ class Scorer:
 
     def _read(self, images: ImageDataset, index: Sequence[int] | Tensor) -> Batch:
         view, T = View(self.how.crop), self.temperature
-        return images.batch(index, augment=view, temperature=T, machine=self.machine)  # type: ignore[arg-type]
+        return images.batch(index, augment=view, temperature=T, machine=self.machine)
 
     def _batches(self, images: ImageDataset) -> list[Batch]:
         count, size = len(images), self.how.batch
