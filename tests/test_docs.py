@@ -1,5 +1,6 @@
 """What the README says, as typed: its commands run, its Python runs, its links lead somewhere."""
 
+import json
 import os
 import re
 import shlex
@@ -31,7 +32,7 @@ def block(mark):
     """The commands of the ``sh`` block below ``<!-- mark -->``."""
     found = re.search(rf"<!-- {mark} -->\n```sh\n(.*?)```", README, re.S)
     assert found, f"the README has no block marked {mark!r}"
-    return found[1].strip().splitlines()
+    return [line for line in found[1].strip().splitlines() if not line.startswith("#")]
 
 
 def run(line):
@@ -43,12 +44,43 @@ def run(line):
     return done.stdout
 
 
-def test_the_chain_on_digits_as_typed(tmp_path):
-    shown = {line: run(line) for line in block("run")}
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """The folder of the first chain, and what its commands printed."""
+    folder = tmp_path_factory.mktemp("chain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, {line: run(line) for line in block("run")}
+
+
+def test_the_chain_on_digits_as_typed(chain):
+    folder, shown = chain
     evaluation = next(text for line, text in shown.items() if line.startswith("phosphene evaluate"))
     assert float(re.search(r"top1\s+([\d.]+)", evaluation)[1]) > 85
-    assert "<html" in (tmp_path / "report.html").read_text()
-    assert (tmp_path / "found" / "arch.json").exists() and (tmp_path / "found" / "cells.png").exists()
+    assert "<html" in (folder / "report.html").read_text()
+    assert (folder / "found" / "arch.json").exists() and (folder / "found" / "cells.png").exists()
+
+
+def test_blocks_costs_and_rankings_as_typed(chain, monkeypatch):
+    """The table has accuracies that the test made up: more blocks are better."""
+    pytest.importorskip("pymoo")
+    folder, _ = chain
+    monkeypatch.chdir(folder)
+    codes = np.random.default_rng(0).integers(0, 3, (50, 8)).tolist()
+    table = {"".join(map(str, code)): {"mean_acc": 80.0 + sum(code)} for code in codes}
+    (folder / "nas-bench-macro_cifar10.json").write_text(json.dumps(table))
+    for line in block("run blocks"):
+        run(line)
+    found = {name: json.loads((folder / name / "result.json").read_text()) for name in ("oneshot", "evolved")}
+    assert found["oneshot"]["macs"] <= 15e6 and found["evolved"]["params"] <= 1e6
+    assert (folder / "front" / "front.png").exists() and (folder / "ranking" / "result.json").exists()
+    assert json.loads((folder / "proxyless" / "result.json").read_text())["latency"] > 0
+
+
+def test_without_a_teacher_as_typed(tmp_path):
+    for line in block("run unreal"):
+        run(line)
+    assert (tmp_path / "genotypes.png").exists() and (tmp_path / "difficulty" / "result.json").exists()
 
 
 def test_the_chain_on_cifar_at_smoke_scale(tmp_path):
