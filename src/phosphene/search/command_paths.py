@@ -25,8 +25,8 @@ from .scored import By, cropped, scoring
 from .setups import augmentation
 from .sizes import SpaceName, of_run, pair, settled
 
-SCORING = ("supernet", "candidates", "by", "held_out", "score_images", "score_batch", "calibration", "jobs", "backend")
-SCORING += ("give_up", "soft_weight")
+SCORING: tuple[str, ...] = ("supernet", "candidates", "by", "held_out", "score_images", "score_batch", "calibration")
+SCORING += ("jobs", "backend", "give_up", "soft_weight")
 SPREAD = ("jobs", "backend")  # change no result
 EVOLVED = ("generations", "top", "mutants", "crossings", "probability")
 PUBLISHED = {"batch": 1024, "lr": 0.5}  # the rate of that batch; in proportion for others
