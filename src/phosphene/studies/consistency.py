@@ -105,7 +105,7 @@ def consistency(
     jobs: Annotated[int, "networks, or parts of the scores, at a time"] = 1,
     backend: Annotated[Literal["joblib", "ray"], "where the jobs run: this machine or a Ray cluster"] = "joblib",
     out: Annotated[Path | None, "the run's folder; default: runs/study-consistency-HASH"] = None,
-    seed: Annotated[int, "of random architectures, images, initial weights and order"] = 0,
+    seed: Annotated[int, "of random architectures, images, initial weights and order (of the truth the next one)"] = 0,
     device: Annotated[str, "auto, cpu, cuda[:i] or mps"] = "auto",
     precision: Annotated[str, "auto, fp32 or bf16; proxies are always fp32"] = "auto",
     estimate: Annotated[bool, "only measure minutes and memory it would need"] = False,
@@ -153,6 +153,7 @@ def consistency(
     if truth_data is not None and truth_supernet is None:
         own: dict[str, Any] = {"epochs": truth_epochs or epochs, "augment": truth_augment}
         own["images"] = truth_images or _at_most(count, truth_data)
+        own["seed"] = seed + 1  # weights of its own: networks that begin alike agree more than their data make them
         probes = {TRUTH: replace(first, data=truth_data, **own), **probes}
     answering: dict[str, Any] = {"held_out": held_out, "images": score_images, "calibration": calibration}
     answering["batch"] = score_batch
@@ -253,7 +254,7 @@ def _measured(networks: Mapping[str, Sequence[Any]], scores: Mapping[str, Mappin
     """The truth that was measured: accuracy in per cent, on test images or of a supernet on held-out ones."""
     if TRUTH in networks:
         return [one["test"] for one in networks[TRUTH]]
-    return [100 * share for share in scores[TRUTH]["accuracy"]]
+    return [round(100 * share, 4) for share in scores[TRUTH]["accuracy"]]
 
 
 def _estimate(
