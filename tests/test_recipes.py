@@ -196,6 +196,18 @@ def test_a_figure_has_the_mean_of_its_intervals_and_may_be_what_a_stage_took(tmp
     assert list(found["minutes: plain"]["values"].values()) == took
 
 
+def test_two_processes_in_one_folder_are_refused(tmp_path):
+    holding = "import sys, time, pathlib; from phosphene.files import alone_in\n"
+    holding += "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", holding, str(tmp_path / "o")], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "in\n"
+    with pytest.raises(RunError, match="another process is at work in"):
+        recipe.run(write(tmp_path), out=tmp_path / "o")
+    other.kill()
+    other.wait()
+    assert recipe.run(write(tmp_path), out=tmp_path / "o")["missing"] == [], "a killed process holds nothing"
+
+
 def test_a_figure_of_a_list_becomes_one_for_each_of_its_names(tmp_path):
     lists = '[lists.parts]\nweight = "all of it"\ninner.x = "its inside"\n'.replace("inner.x", '"inner.x"')
     several = '\n[[figure]]\neach = "parts"\nstage = "dough"\ncase = "rich"\nkey = "{name}"\ngroup = "Parts"\n'

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +38,25 @@ def defined(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [defined(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process of this machine is in the folder; raises `RunError` where one is.
+
+    The system lets go of the lock when the process ends, however it ends. Where there are no such locks, on Windows,
+    nothing is refused.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            remedy = "wait until it is done or stop it, or name another --out"
+            raise RunError(f"another process is at work in {folder}; {remedy}") from error
+        yield

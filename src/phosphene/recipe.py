@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from . import results
 from .errors import RecipeError, SettingsError, Stopped
-from .files import read_json, write_json
+from .files import alone_in, read_json, write_json
 from .hardware import PREFERENCES
 from .parallel import stoppable, told
 from .progress import say
@@ -68,11 +68,12 @@ def run(
         return {**cost, "finished": len(order) - len(left), "minutes_left": minutes}
     say(f"{plan.title}: scale {scale}, {len(order)} jobs, {plan.core_minutes:g} core-minutes; {len(left)} jobs to do")
     todo = [Task(plan, job, folder, given, f"stage {number} of {len(order)}") for number, job in enumerate(order, 1)]
-    if jobs == 1:
-        for task in todo:
-            task(order)
-    else:
-        _side_by_side(todo, jobs)
+    with alone_in(folder):
+        if jobs == 1:
+            for task in todo:
+                task(order)
+        else:
+            _side_by_side(todo, jobs)
     found, missing = figures(plan, folder)
     if record:
         _record(plan, folder, order, found, missing, set or [], results_dir)
