@@ -27,7 +27,8 @@ from phosphene.search import found as found_files
 CPU = Machine(torch.device("cpu"))
 TINY = {"channels": 4, "cells": 3, "nodes": 2, "batch": 8, "steps": 4, "final_channels": 6, "final_cells": 3}
 TINY |= {"device": "cpu", "precision": "fp32"}
-MIXED = [name for name in SEARCHES if name not in ("evolution", "spos")]  # test_spos holds those two to the same
+ELSEWHERE = ("evolution", "spos", "training-free")  # test_spos and test_training_free hold those to the same
+MIXED = [name for name in SEARCHES if name not in ELSEWHERE]
 CELLS = {"space": "darts"}
 SMALL = {"final_channels": 6, "final_cells": 3, "nodes": 2}
 
