@@ -209,7 +209,7 @@ def random(
     score_images: Annotated[int | None, "of those, so many at most"] = None,
     score_batch: Annotated[int, "images at once"] = 250,
     calibration: Annotated[int, "batches for the BatchNorm statistics of each candidate"] = 4,
-    give_up: Annotated[int | None, "stop scoring early what is surely not among so many best; marked"] = None,
+    give_up: Annotated[int | None, "stop scoring early what is hardly among so many best; marked"] = None,
     jobs: Annotated[int, "candidates side by side, in so many processes"] = 1,
     backend: Annotated[Backend, "where the jobs run: this machine or a Ray cluster"] = "joblib",
     out: Annotated[Path | None, "the run's folder; default: runs/search-HASH"] = None,

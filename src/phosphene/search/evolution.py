@@ -73,7 +73,7 @@ def search(
         method: "population" takes the settings of `population`, "regularized" those of `regularized`.
         by: the figure that counts.
         soft_weight: what a soft target costs that is missed by a factor of e.
-        give_up: candidates that a first look finds surely not among so many best have no other; None: all are scored in
+        give_up: candidates that a first look finds hardly among so many best have no other; None: all are scored in
             full. No parent of a population is one of them while this is `top` or more, and neither is the result.
         jobs, backend: candidates side by side, see `parallel`.
 

@@ -2,7 +2,7 @@
 
     change(b)  = full(b) − first(b)                      of the n candidates b that were scored in full
     foreseen(a) = first(a) + mean change
-    given up where  foreseen(a) + 3 · s · √(1 + 1/n)  <  the K-th best full(b),      s: the changes' deviation
+    given up where  foreseen(a) + 2 · s · √(1 + 1/n)  <  the K-th best full(b),      s: the changes' deviation
 
 All candidates see the same images at the first look. How hard these are is in every change alike and drops out, so that
 s is far smaller than what the images' own figures would say of a mean over a few of them.
@@ -21,7 +21,7 @@ from ..core import Choices
 from ..errors import SettingsError
 from ..scoring import By, Figures
 
-SURE = 3.0  # deviations
+SURE = 2.0  # deviations
 FEWEST = 10  # scored in full before one is given up
 
 
@@ -42,7 +42,7 @@ class Rival(NamedTuple):
 
 @dataclass(frozen=True)
 class GiveUp:
-    """A candidate is given up that is surely not among the `best` so far by the figure `by`.
+    """A candidate is given up that is most likely not among the `best` so far by the figure `by`.
 
     Attributes:
         best: K.

@@ -45,7 +45,7 @@ def pareto(
     held_out: Annotated[int | None, "images of each class to score on; default: those held out in training"] = None,
     score_images: Annotated[int | None, "of those, so many at most"] = None,
     calibration: Annotated[int, "batches for the BatchNorm statistics of each path"] = 4,
-    give_up: Annotated[int | None, "stop early where so many that cost no more are surely better; marked"] = None,
+    give_up: Annotated[int | None, "stop early where so many that cost no more are most likely better; marked"] = None,
     score_batch: Annotated[int, "images at once"] = 250,
     jobs: Annotated[int, "candidates side by side, in so many processes"] = 1,
     backend: Annotated[Backend, "where the jobs run: this machine or a Ray cluster"] = "joblib",

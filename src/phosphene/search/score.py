@@ -58,7 +58,7 @@ def score(
     `kl` is −KL of the rows and the answers at the temperature, 0 at best; `accuracy` is in per cent. Scores are kept in
     `scores.jsonl`; the same command goes on where it was stopped. `table.csv` has all rows, the best one first.
 
-    With --give-up 10 an architecture that is surely not among the ten best has its figures foreseen from a quarter of
+    With --give-up 10 an architecture that is hardly among the ten best has its figures foreseen from a quarter of
     the images and of the statistics' batches, and its row says `stopped_early`. The best ones have their exact figures.
 
     Example:
