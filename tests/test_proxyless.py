@@ -546,9 +546,7 @@ class InjectedError(Exception):
 @pytest.mark.parametrize(
     ("mode", "name", "origin"),
     [
-        ("rl", "macro", "soft"),
         ("gradient", "macro", "hard"),
-        ("rl", "darts", "hard"),
         ("gradient", "darts", "soft"),
         ("gradient", "nasbench201", "hard"),
     ],
@@ -556,6 +554,7 @@ class InjectedError(Exception):
 def test_it_goes_on_bit_for_bit_and_keeps_the_budget(
     mode: str, name: str, origin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In gradient mode; rewards are in test_matrix."""
     wanted = job(tmp_path / "whole", mode, name, origin)
 
     def fail(phase: str, step: int) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from phosphene import costs, spaces
-from phosphene.core import Architecture
 from phosphene.costs import Budget
 from phosphene.dataset import ImageDataset
 from phosphene.errors import ArchitectureError, PhospheneError, SettingsError
@@ -55,8 +53,8 @@ def search(algorithm: str, space: str, out: Path, **settings: Any) -> found_file
 
 
 @pytest.mark.parametrize("space", sizes.FLAGS)
-@pytest.mark.parametrize("algorithm", ["darts", "sgas", "random"])
-def test_every_search_runs_on_every_space_within_its_budget(algorithm: str, space: str, tmp_path: Path) -> None:
+def test_a_draw_of_every_space_is_within_its_budget(space: str, tmp_path: Path) -> None:
+    """Searches that train a supernet are in test_matrix."""
     free = search("random", space, tmp_path / "free", seed=3)
     assert free.space["name"] == space
     final = spaces.space(free.space)
@@ -64,17 +62,9 @@ def test_every_search_runs_on_every_space_within_its_budget(algorithm: str, spac
     assert prices is not None
     (_, least), (_, most) = prices.range()
     low, high = least + 0.3 * (most - least), least + 0.6 * (most - least)
-    found = search(algorithm, space, tmp_path / "found", macs=f"{int(low)}..{int(high)}")
-    assert low - 1 <= found.result["macs"] <= high
-    assert found.space == free.space  # of the final network's size, whatever the supernet's was
-    net = final.build(found.choices)
-    assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 3)
-    assert (costs.params(net), costs.macs(net, (1, 8, 8))) == (found.result["params"], found.result["macs"])
-    assert Architecture.load(tmp_path / "found/arch.json") == Architecture(found.space, found.choices)
-    if algorithm != "random":
-        there = json.loads((tmp_path / "found/supernet.json").read_text())["space"]
-        assert there["name"] == space and there != found.space
-        assert [d.name for d in spaces.space(there).decisions] == [d.name for d in final.decisions]
+    found = search("random", space, tmp_path / "found", macs=f"{int(low)}..{int(high)}")
+    assert low - 1 <= found.result["macs"] <= high and found.space == free.space
+    assert costs.measure(final, found.choices) == (found.result["params"], found.result["macs"])
 
 
 @pytest.mark.parametrize("space", sizes.FLAGS)
