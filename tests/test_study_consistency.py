@@ -26,8 +26,8 @@ from phosphene.studies.candidates import genotypes
 from phosphene.studies.consistency import consistency, judge
 from phosphene.studies.consistency_found import look_up
 from phosphene.studies.consistency_plan import drawn, shown
-from phosphene.studies.scorers import ByProxy, score_all
 from phosphene.studies.consistency_supernets import supernets
+from phosphene.studies.scorers import ByProxy, score_all
 from test_probing import canvases, save
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
