@@ -11,6 +11,7 @@ from . import costs, spaces
 from .cells import draw_cells
 from .core import Architecture
 from .errors import SettingsError
+from .prices import input_shape
 from .spaces.darts import DartsSpace
 from .spaces.genotype import KINDS
 
@@ -27,6 +28,7 @@ def show(
     stem: Annotated[
         Literal["auto", "cifar", "imagenet", "tiny"] | None, "first layers; default: from the size, or as in the file"
     ] = None,
+    scale: Annotated[float | None, "of a generator's channels, 64 at 1; default: 1, or as in the file"] = None,
     out: Annotated[Path | None, "where to draw; default: cells-NAME.png or layers-NAME.png here"] = None,
 ) -> dict[str, Any]:
     """Count an architecture's parameters and multiply-accumulates, and draw its cells or its layers.
@@ -36,12 +38,14 @@ def show(
     Example:
         phosphene arch show darts-v2
         phosphene arch show darts-v2 --size 224 --classes 1000 --auxiliary
+        phosphene arch show autorecon-cifar10 --scale 2
 
     Raises:
         ArchitectureError: there is no such architecture, or it cannot have these settings.
         SettingsError: the drawing cannot be written.
     """
-    settings: dict[str, Any] = {"channels": channels, "cells": cells, "stem": stem, "auxiliary": auxiliary or None}
+    settings: dict[str, Any] = {"channels": channels, "cells": cells, "stem": stem, "scale": scale}
+    settings["auxiliary"] = auxiliary or None
     found = resolve(arch, classes, size, input_channels, **settings)
     space = spaces.space(found.space)
     result: dict[str, Any] = {"architecture": title(arch), **counted(space, found, auxiliary)}
@@ -53,7 +57,7 @@ def show(
         path = Path(f"cells-{title(arch)}.png") if out is None else out
         draw_cells(found, path, title=title(arch))
         result["cells"] = str(path)
-    elif hasattr(space, "draw"):
+    elif hasattr(space, "draw") and space.decisions:
         result["notation"] = space.notation(found.choices)
         path = Path(f"layers-{title(arch)}.png") if out is None else out
         space.draw(found.choices, path, title=title(arch))
@@ -83,7 +87,7 @@ def counted(space: Any, found: Architecture, auxiliary: bool = False) -> dict[st
         net = space.build(found.choices)
     return {
         "params": costs.params(net, auxiliary),
-        "macs": costs.macs(net, space.spec["shape"], auxiliary),
+        "macs": costs.macs(net, input_shape(space), auxiliary),
     }
 
 

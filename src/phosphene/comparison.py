@@ -29,6 +29,7 @@ def compare(
     classes: Annotated[int, "classes"] = 10,
     size: Annotated[int, "side of the input"] = 32,
     input_channels: Annotated[int, "channels of the input"] = 3,
+    scale: Annotated[float | None, "of generators' channels; default: 1"] = None,
     out: Annotated[Path | None, "the PNG to draw, or a folder for it; default: genotypes.png or networks.png"] = None,
 ) -> dict[str, Any]:
     """Draw several architectures of one space side by side, and count what they are made of and what they share.
@@ -37,11 +38,12 @@ def compare(
     is the most operations in a row between input and output, and the agreement of two architectures is the share of
     their edges that have the same input, node and operation; independent random cells of four nodes share 9 %. In
     other spaces `differ` has each layer or edge on which they do not agree, and the agreement is the share that is
-    alike.
+    alike. Generators may be compared with those designed by people, by parameters and multiply-accumulates alone.
 
     Example:
         phosphene arch compare found-on-noise found-on-fractals darts-v2 --out genotypes.png
         phosphene arch compare spos spos-all-xception --size 224 --classes 1000 --out networks.png
+        phosphene arch compare autorecon-cifar10 gdfq-cifar
 
     Raises:
         ArchitectureError: one of them cannot be read or built.
@@ -49,13 +51,15 @@ def compare(
     """
     names, kind = _names(archs), _space_of(archs)
     here: dict[str, Any] = {"classes": classes, "shape": (input_channels, size, size)}
-    asked: dict[str, Any] = {"channels": channels, "cells": cells}
+    asked: dict[str, Any] = {"channels": channels, "cells": cells, "scale": scale}
     if kind == "darts":
-        asked = {"channels": 36 if channels is None else channels, "cells": 20 if cells is None else cells}
+        asked |= {"channels": 36 if channels is None else channels, "cells": 20 if cells is None else cells}
     found = {n: _resolved(arch, **here, **asked) for n, arch in zip(names, archs, strict=True)}
     costs = {name: counted(spaces.space(one.space), one) for name, one in found.items()}
     settings = {**{key: value for key, value in asked.items() if value is not None}, **here}
     settings["shape"] = list(here["shape"])
+    if kind == "generator" and out is None and not all(one.choices for one in found.values()):
+        return {"settings": settings, "architectures": costs}
     figures = _of_cells if kind == "darts" else _of_layers
     return figures(found, costs, settings, out)
 

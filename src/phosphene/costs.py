@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .core import Choices, SearchSpace
 from .errors import BudgetError, SettingsError
-from .prices import NOTHING, Clock, Prices, prices
+from .prices import NOTHING, Clock, Prices, input_shape, prices
 
 if TYPE_CHECKING:
     from .hardware import Machine
@@ -114,7 +114,7 @@ def measure(space: SearchSpace, choices: Choices) -> tuple[int, int]:
     """(parameters, MACs) of the network of complete choices, built on `meta`; raises what `space.build` raises."""
     with torch.device("meta"):
         net = space.build(choices)
-    return count(net, space.spec["shape"])
+    return count(net, input_shape(space))
 
 
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}

@@ -25,6 +25,7 @@ from .costs import NANOSECONDS, Budget
 from .errors import MissingExtra, SettingsError
 from .files import read_json, write_json
 from .hardware import Machine
+from .prices import input_shape
 
 On = Literal["cpu", "cuda", "onnx"]
 TABLE = Path("latency.json")
@@ -65,7 +66,7 @@ class Stopwatch:
         """Nanoseconds of a whole network."""
         identity = hashlib.sha256(json.dumps(space.spec, sort_keys=True).encode()).hexdigest()[:8]
         code = " ".join(str(choices[decision.name]) for decision in space.decisions)
-        return self._of(f"{space.spec['name']} {identity} {code}", lambda: (space.build(choices), space.spec["shape"]))
+        return self._of(f"{space.spec['name']} {identity} {code}", lambda: (space.build(choices), input_shape(space)))
 
     def _of(self, what: str, make: Callable[[], tuple[nn.Module, Any]]) -> int:
         there = self.known.setdefault(self.condition, {})

@@ -88,6 +88,11 @@ class Prices(Protocol):
         ...
 
 
+def input_shape(space: SearchSpace) -> tuple[int, ...]:
+    """The shape of one input of a space's networks: its attribute `inputs`, else the image of its spec."""
+    return tuple(getattr(space, "inputs", space.spec["shape"]))
+
+
 def prices(space: SearchSpace, count: Count, clock: Clock | None = None) -> Prices:
     """The costs of a space: a table where it is additive, else counted on built networks."""
     return Table(space, count, clock) if isinstance(space, Additive) else Built(space, count, clock=clock)
@@ -177,7 +182,7 @@ class Built:
             with torch.device("meta"):
                 net = self.space.build(choices)
             measured = () if self.clock is None else (self.clock.network(self.space, choices),)
-            self._seen[key] = (*self.count(net, self.space.spec["shape"]), *measured)
+            self._seen[key] = (*self.count(net, input_shape(self.space)), *measured)
         return self._seen[key]
 
     def allow(self, made: Choices, low: Costs, high: Costs) -> bool:

@@ -27,6 +27,7 @@ from ..hardware import Machine
 from ..hardware import machine as decide_machine
 from ..latency import bind
 from ..objectives import OBJECTIVES
+from ..prices import input_shape
 from ..progress import say
 from ..run import Run
 from ..scoring import SCORES, findings, top1
@@ -136,7 +137,7 @@ def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path
     result: dict[str, Any] = {
         "algorithm": algorithm,
         "params": costs.params(net),
-        "macs": costs.macs(net, final.spec["shape"]),
+        "macs": costs.macs(net, input_shape(final)),
         "genotype": notation(final, architecture.choices),
         "skips": {kind: of.get(SKIP, 0) for kind, of in counts.items()},
         "operations": counts,

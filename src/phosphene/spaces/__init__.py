@@ -13,7 +13,7 @@ from ..core import Architecture, SearchSpace
 from ..errors import ArchitectureError, SettingsError
 from ..models import MODELS
 from ..models.zoo import is_zoo
-from . import chain, genotype, macro, mbconv, nasbench201, shufflenet
+from . import chain, generator, genotype, macro, mbconv, nasbench201, shufflenet
 from .darts import DartsSpace
 from .fixed import FixedSpace
 
@@ -22,6 +22,7 @@ __all__ = ["NAMED", "SPACES", "architecture", "known", "published", "space"]
 SPACES: dict[str, Callable[..., SearchSpace]] = {
     "darts": DartsSpace,
     "fixed": FixedSpace,
+    "generator": generator.GeneratorSpace,
     "macro": macro.MacroSpace,
     "mbconv": mbconv.MBConvSpace,
     "nasbench201": nasbench201.NasBench201Space,
@@ -74,9 +75,8 @@ def _darts(text: str, *, classes: int, shape: Sequence[int], **settings: Any) ->
     """The final network of a genotype, at its published setting where `settings` do not say otherwise."""
     found = genotype.parse(text)
     stem = DartsSpace(shape=shape, stem=settings.pop("stem", None) or "auto").spec["stem"]
-    made = DartsSpace(
-        **{**published(stem), **settings, "nodes": found.nodes, "stem": stem, "shape": shape, "classes": classes}
-    )
+    here = {"name": "darts", "nodes": found.nodes, "stem": stem, "shape": shape, "classes": classes}
+    made: Any = space({**published(stem), **settings, **here})
     return Architecture(made.spec, made.choices(found))
 
 
@@ -88,6 +88,7 @@ def _written(name: str, text: str, **settings: Any) -> Architecture:
 
 
 NOTATIONS = {
+    "generator": generator.GENOTYPE,
     "macro": macro.CODE,
     "mbconv": mbconv.BLOCKS,
     "nasbench201": nasbench201.CELL,
@@ -99,6 +100,8 @@ NAMED: dict[str, Callable[..., Architecture]] = {
     "darts-v1": partial(_darts, genotype.PUBLISHED["darts-v1"]),
     "darts-v2": partial(_darts, genotype.PUBLISHED["darts-v2"]),
     "sgas-cri1": partial(_darts, genotype.PUBLISHED["sgas-cri1"], auxiliary_norm=True),
+    **{name: partial(_written, "generator", text) for name, text in generator.PUBLISHED.items()},
+    **{name: partial(_written, "generator", name, design=name) for name in generator.DESIGNED},
     **{name: partial(_written, "macro", text) for name, text in macro.PUBLISHED.items()},
     **{name: partial(_written, "mbconv", text, **ends) for name, (text, ends) in mbconv.PUBLISHED.items()},
     **{name: partial(_written, "nasbench201", text) for name, text in nasbench201.PUBLISHED.items()},

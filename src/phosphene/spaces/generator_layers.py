@@ -1,0 +1,139 @@
+"""What generators are made of: conditional BatchNorm on a label row, and the operations of AutoReCon's Table 1.
+
+Operations take maps and the rows of the labels together, `Labelled`, so that gates mix them as those of any space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 0.8  # of BatchNorm inside generators, as published: GDFQ's and AutoReCon's code have it
+SLOPE = 0.2  # of LeakyReLU below zero
+
+NORMAL = ("conv_1x1", "conv_3x3", "conv_5x5", "dil_conv_3x3", "dil_conv_5x5", "identity", "none")
+UP = ("nearest", "bilinear")
+CROSS = ("nearest", "bilinear", "none")
+OPTIONS = {"up": UP, "normal": NORMAL, "cross": CROSS}
+"""kind of edge -> its candidates (Table 1)"""
+
+
+class Labelled(NamedTuple):
+    """`maps` ``(N, C, H, W)`` and the label `row` ``(N, classes)`` of each image."""
+
+    maps: Tensor
+    row: Tensor
+
+
+class ConditionalNorm(nn.Module):
+    """BatchNorm whose scale and shift are those of the label; of a mixed row, mixed likewise: ``row @ table``.
+
+    The table ``(classes, 2 · channels)`` starts at scales of 1 and shifts of 0.
+    """
+
+    def __init__(self, channels: int, classes: int, eps: float = EPS) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, eps, affine=False)
+        self.table = nn.Parameter(torch.cat([torch.ones(classes, channels), torch.zeros(classes, channels)], dim=1))
+
+    def forward(self, x: Labelled) -> Tensor:
+        scale, shift = (x.row @ self.table)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm(x.maps), scale)
+
+
+class Before(nn.Module):
+    """Conditional BatchNorm, LeakyReLU, a convolution that keeps the size."""
+
+    def __init__(self, inputs: int, outputs: int, classes: int, kernel: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.norm = ConditionalNorm(inputs, classes)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+
+    def forward(self, x: Labelled) -> Tensor:
+        y: Tensor = self.conv(F.leaky_relu_(self.norm(x), SLOPE))
+        return y
+
+
+class Up(nn.Module):
+    """Interpolation to twice the size, conditional BatchNorm, LeakyReLU, 1x1 convolution.
+
+    Nearest neighbours are repeated last: all in between treats pixels one by one and the statistics of repeated pixels
+    are the same, so it is the same map for a quarter of the work. (The running variance alone, which is unbiased, then
+    counts a quarter of the pixels.)
+    """
+
+    def __init__(self, mode: str, channels: int, classes: int) -> None:
+        super().__init__()
+        self.mode, self.after = mode, Before(channels, channels, classes, 1)
+
+    def forward(self, x: Labelled) -> Tensor:
+        if self.mode == "nearest":
+            return F.interpolate(self.after(x), scale_factor=2.0, mode="nearest")
+        y: Tensor = self.after(Labelled(F.interpolate(x.maps, scale_factor=2.0, mode="bilinear"), x.row))
+        return y
+
+
+class Identity(nn.Module):
+    """The maps."""
+
+    def forward(self, x: Labelled) -> Tensor:
+        return x.maps
+
+
+class Zero(nn.Module):
+    """Nothing, in maps `factor` times as large."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Labelled) -> Tensor:
+        n, c, h, w = x.maps.shape
+        return x.maps.new_zeros(n, c, h * self.factor, w * self.factor)
+
+
+def operation(kind: str, option: str, channels: int, classes: int) -> nn.Module:
+    """One candidate of an edge of this kind; it takes `Labelled` and gives maps."""
+    match option.split("_"):
+        case ["none"]:
+            return Zero(1 if kind == "normal" else 2)
+        case ["identity"]:
+            return Identity()
+        case ["nearest" | "bilinear"]:
+            return Up(option, channels, classes)
+        case [*_, size]:
+            return Before(channels, channels, classes, int(size[0]), 2 if option.startswith("dil") else 1)
+    raise ValueError(f"unknown operation {option!r}")
+
+
+class Images(nn.Module):
+    """Maps to images, cropped in the middle: tanh, then BatchNorm without scale and shift.
+
+    Each channel of a batch has mean 0 and deviation 1, as images have that were normalised by their own set's figures.
+    """
+
+    def __init__(self, channels: int, size: Sequence[int]) -> None:
+        super().__init__()
+        self.size = tuple(size)
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        top, left = ((side - wanted) // 2 for side, wanted in zip(maps.shape[2:], self.size, strict=True))
+        images: Tensor = self.norm(maps[:, :, top : top + self.size[0], left : left + self.size[1]].tanh())
+        return images
+
+
+class Alone(nn.Module):
+    """An operation that brings a row itself, so that its cost can be counted."""
+
+    def __init__(self, option: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.option, self.classes = option, classes
+
+    def forward(self, maps: Tensor) -> Tensor:
+        y: Tensor = self.option(Labelled(maps, maps.new_zeros(len(maps), self.classes)))
+        return y
