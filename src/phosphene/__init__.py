@@ -29,6 +29,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .augment import Augment
+    from .compress.distil import distill
     from .core import Architecture, Batch
     from .costs import Budget
     from .dataset import ImageDataset
@@ -71,6 +72,7 @@ __all__ = [
     "Teacher",
     "TeacherError",
     "__version__",
+    "distill",
     "evaluate",
     "import_dataset",
     "label_dataset",
@@ -103,6 +105,7 @@ _WHERE = {
     "Budget": "costs:Budget",
     "ImageDataset": "dataset:ImageDataset",
     "Teacher": "teacher:Teacher",
+    "distill": "compress.distil:distill",
     "evaluate": "evaluate:evaluate",
     "import_dataset": "importing:import_",
     "label_dataset": "labelling:label",

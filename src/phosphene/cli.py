@@ -50,6 +50,7 @@ COMMANDS = {
     "arch compare": ("phosphene.comparison:compare", "Cells of several architectures side by side, in one picture"),
     "proxies": ("phosphene.proxies.command:proxies", "Scores of architectures without any training"),
     "train": ("phosphene.train:train", "Train an architecture on a data set"),
+    "distill": ("phosphene.compress.distil:distill", "A student for a trained network, without its data"),
     "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
     "study classes": ("phosphene.studies.classes:classes", "What is found by the number of random classes"),
     "study difficulty": ("phosphene.studies.difficulty:difficulty", "Epochs that a network needs to learn a data set"),

@@ -61,6 +61,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "arch compare": "phosphene.comparison:compare",
     "proxies": "phosphene.proxies.command:proxies",
     "train": "phosphene.train:train",
+    "distill": "phosphene.compress.distil:distill",
     "evaluate": "phosphene.evaluate:evaluate",
     "study classes": "phosphene.studies.classes:classes",
     "study difficulty": "phosphene.studies.difficulty:difficulty",

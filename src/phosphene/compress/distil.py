@@ -1,0 +1,220 @@
+"""`phosphene distill`: a student for a trained network, without the images that the network was trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import costs, sources, trainee, weights
+from .. import teacher as teachers
+from ..core import Architecture
+from ..dataset import ImageDataset
+from ..errors import SettingsError
+from ..evaluate import evaluate
+from ..hardware import Machine
+from ..hardware import machine as decide_machine
+from ..models.dfad_generator import DfadGenerator
+from ..progress import say
+from ..published import TrainingRecipe
+from ..run import Run
+from ..teacher import Teacher
+from ..train import train
+from ..trainee import Trained
+from . import distil_adversarial, distil_fast
+from .distil_settings import DistilRecipe, effective
+from .distil_terms import Watched
+from .distil_tests import Tests
+
+Method = Literal["data", "dfad", "dafl", "fast"]
+TRAINS = ("epochs", "batch", "lr", "momentum", "weight_decay", "temperature")
+"""What training on a data set takes too."""
+
+
+def distill(
+    teacher: Annotated[Teacher | nn.Module | str, "the trained network: " + sources.SOURCES],
+    student: Annotated[
+        Architecture | nn.Module | str,
+        "what is trained: a network's name, a run folder of a search, an arch.json, or FILE.py:FACTORY (executed)",
+    ],
+    *,
+    method: Annotated[Method, "data trains on --data, the others on a generator's images"] = "dfad",
+    data: Annotated[ImageDataset | str | None, "for --method data: images, real, synthesized or noise"] = None,
+    test: Annotated[ImageDataset | str | None, "labelled test data, to measure the student on after epochs"] = None,
+    test_every: Annotated[int, "epochs from one measurement to the next; the last epoch always has one"] = 10,
+    epochs: Annotated[int | None, "of --iterations; passes over --data"] = None,
+    iterations: Annotated[int | None, "an epoch, each of a generator's turn and a student's"] = None,
+    student_steps: Annotated[int | None, "steps of the student an iteration"] = None,
+    generator_steps: Annotated[int | None, "steps of the generator an iteration"] = None,
+    batch: Annotated[int | None, "images a step, over all processes"] = None,
+    latent: Annotated[int | None, "entries of the generator's noise"] = None,
+    scale: Annotated[float, "of the generator's channels"] = 1.0,
+    lr: Annotated[float | None, "of the student, at its highest"] = None,
+    momentum: Annotated[float | None, "of the student's sgd"] = None,
+    weight_decay: Annotated[float | None, "of the student"] = None,
+    generator_lr: Annotated[float | None, "of the generator's adam"] = None,
+    latent_lr: Annotated[float | None, "of the noise itself, for --method fast"] = None,
+    temperature: Annotated[float | None, "of both sides, where the student's loss is a KL divergence"] = None,
+    adversarial: Annotated[float | None, "weight in the generator's loss: student and teacher disagree (DFAD)"] = None,
+    one_hot: Annotated[float | None, "weight: the teacher is sure (DAFL)"] = None,
+    entropy: Annotated[float | None, "weight: all classes are equally frequent (DAFL)"] = None,
+    activation: Annotated[float | None, "weight: the teacher's features are strong (DAFL)"] = None,
+    bn: Annotated[float | None, "weight: statistics are those of the teacher's BatchNorm layers"] = None,
+    checkpoint: Annotated[Path | None, "the teacher's weights: .safetensors, .pt, .pth or .th"] = None,
+    mean: Annotated[str | None, "the teacher's mean of pixels in [0, 1], with commas"] = None,
+    std: Annotated[str | None, "the teacher's deviation, with commas"] = None,
+    size: Annotated[str | None, "the teacher's input: a side, or HEIGHTxWIDTH"] = None,
+    out: Annotated[Path | None, "run folder"] = None,
+    seed: Annotated[int, "of initial weights and noise"] = 0,
+    device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "auto",
+    estimate: Annotated[bool, "only say what it would cost"] = False,
+) -> Trained:
+    """Distil a trained network into a student without its training data: against a generator, or on a data set.
+
+    Example:
+        phosphene distill digits cifar-resnet8 --method dfad --epochs 20 --test digits --out student
+
+    Unset settings are those published for the method (docs/distillation.md). `accuracy` is that of the last epoch; the
+    best of all measured epochs stands beside it under a name that says how it was found.
+
+    Raises:
+        SettingsError: a flag has a value that cannot be used, or belongs to another method.
+        TeacherError: the teacher cannot be loaded, or has nothing that a term of the loss looks at.
+        DatasetError: the data does not fit the teacher or the student.
+        ArchitectureError: STUDENT names no architecture.
+    """
+    given = {name: value for name, value in locals().items() if name in DistilRecipe.__dataclass_fields__}
+    if test_every < 1:
+        raise SettingsError(f"--test-every {test_every} must be 1 or more")
+    if not 0 < scale <= 64:
+        raise SettingsError(f"--scale {scale} is not above 0 and at most 64; 1 is the published size")
+    asked = teachers.load(teacher, checkpoint=checkpoint, mean=mean, std=std, size=size)
+    found = _student(student, asked, seed)
+    tested = None if test is None else _open(test)
+    place: dict[str, Any] = {"seed": seed, "device": device, "precision": precision, "estimate": estimate}
+    if method == "data":
+        return _on_data(asked, found, data, tested, given, out, place)
+    if data is not None:
+        raise SettingsError(f"--data is for --method data; --method {method} makes its own images")
+    if method != "fast" and latent_lr:
+        raise SettingsError(f"--latent-lr {latent_lr} is for --method fast; leave it out")
+    recipe, machine = effective(method, given), decide_machine(device, precision)
+    if recipe.batch < 2 * machine.world:
+        raise SettingsError(f"--batch {recipe.batch} is less than two images for {machine.world} processes; raise it")
+    plan = _Plan(method, asked, found, recipe, scale, tested, test_every)
+    return plan.run(out, machine, seed, estimate)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A distillation against a generator, settled."""
+
+    method: str
+    teacher: Teacher
+    student: Architecture | nn.Module
+    recipe: DistilRecipe
+    scale: float
+    test: ImageDataset | None
+    test_every: int
+
+    def run(self, out: Path | None, machine: Machine, seed: int, estimate: bool) -> Trained:
+        """Distil, or read what was distilled before."""
+        teacher, found = self.teacher, self.student
+        described = _described(teacher)
+        design = None if isinstance(found, nn.Module) else _design(found, teacher)
+        identity = {"weights": weights.digest(found)} if isinstance(found, nn.Module) else asdict(found)
+        measured = {} if self.test is None else {"test_every": self.test_every}
+        settings = {"method": self.method, "student": identity, "scale": self.scale, **measured, **asdict(self.recipe)}
+        inputs = [teacher.fingerprint, *([] if self.test is None else [self.test.fingerprint])]
+        run = Run.open("distill", settings, inputs, out, machine, seed=seed, estimate=estimate)
+        with run.seeded("weights"):
+            net = trainee.build(found, design)
+        trainee.check_output(net, teacher.shape, described)
+        if run.finished is not None:
+            say(f"{run.path} is finished")
+            final, bare = trainee.finish(net, design)
+            final.load_state_dict(weights.read(run.path / "weights.safetensors"))
+            result = run.finished
+        else:
+            figures = self._loop(run, net)
+            final, bare = trainee.finish(net, design)
+            info = trainee.write(run, final, bare, described, teacher.shape)
+            size = {"params": costs.params(final), "macs": costs.macs(final, teacher.shape)}
+            same = {"fingerprint": weights.digest(final, info["mean"], info["std"])}  # as evaluate's results have it
+            result = run.finish({"method": self.method, **figures, **size, **same})
+        return Trained(final.eval(), json.loads((run.path / "network.json").read_text()), run.path, result, bare)
+
+    def _loop(self, run: Run, net: nn.Module) -> dict[str, Any]:
+        """Train the student; what is to be said of it."""
+        recipe, teacher = self.recipe, self.teacher
+        fast = self.method == "fast"
+        with run.seeded("generator"):
+            generator = DfadGenerator(recipe.latent, teacher.shape, self.scale, pixels=fast)
+        watched = Watched(teacher, recipe, run.machine)
+        tests = Tests(teacher, self.test, recipe.epochs, self.test_every, run.machine)
+        if fast:
+            figures = distil_fast.distil(run, teacher, watched, net, generator, recipe, tests)
+        else:
+            figures = distil_adversarial.distil(run, watched, net, generator, recipe, tests)
+        return {**figures, **tests.result(), "generator_params": costs.params(generator)}
+
+
+def _on_data(
+    teacher: Teacher,
+    student: Architecture | nn.Module,
+    data: ImageDataset | str | None,
+    test: ImageDataset | None,
+    given: dict[str, Any],
+    out: Path | None,
+    place: dict[str, Any],
+) -> Trained:
+    """Knowledge transfer (DFNAS §4.3): `train` on the data set, asking the teacher for every row as it is seen."""
+    if data is None:
+        raise SettingsError("--data is missing; give a data set made by `phosphene synthesize` or `dataset import`")
+    if wrong := [name for name, value in given.items() if value is not None and name not in TRAINS]:
+        raise SettingsError(f"--{wrong[0].replace('_', '-')} is for generators; leave it out with --method data")
+    settings = {name: given[name] for name in TRAINS}
+    trained = train(student, data=data, teacher=teacher, out=out, **settings, **place)
+    if test is None:
+        return trained
+    here = {"device": place["device"], "precision": place["precision"]}
+    figures = evaluate(trained, data=test, out=trained.path / "test", **here)
+    result = {**trained.result, "accuracy": figures["top1"], "test": figures["data"]}
+    return Trained(trained.net, trained.info, trained.path, result, trained.architecture)
+
+
+def _student(student: Architecture | nn.Module | str, teacher: Teacher, seed: int) -> Architecture | nn.Module:
+    """The architecture that a text names, or the network of one's own code with weights drawn from the seed."""
+    if not isinstance(student, str) or ".py:" not in student:
+        return trainee.find(student)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return sources.find(student, True, None).build(teacher.classes, teacher.shape[0])
+
+
+def _design(found: Architecture, teacher: Teacher) -> Architecture:
+    """The architecture at the teacher's input and classes."""
+    return trainee.design(found, teacher.classes, teacher.shape, TrainingRecipe())
+
+
+def _described(teacher: Teacher) -> ImageDataset:
+    """One black image whose card says what the teacher's images are like: a student's are the same."""
+    return ImageDataset.from_arrays(
+        np.zeros((1, *teacher.shape), np.uint8),
+        labels=[0],
+        classes=teacher.classes,
+        class_names=list(teacher.class_names) if teacher.class_names else None,
+        name=teacher.name,
+        mean=list(teacher.mean),
+        std=list(teacher.std),
+    )
+
+
+def _open(test: ImageDataset | str) -> ImageDataset:
+    return test if isinstance(test, ImageDataset) else teachers.open_test(test)

@@ -1,0 +1,472 @@
+"""Distillation without data: the losses are the formulas, the loop is the textbook's, and stopping changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from phosphene import checkpoint, distill, evaluate, load_network, train
+from phosphene.compress import distil_adversarial, distil_fast, distil_settings, distil_terms
+from phosphene.compress.distil_settings import METHODS, effective
+from phosphene.compress.distil_tests import Tests
+from phosphene.dataset import ImageDataset
+from phosphene.errors import ArchitectureError, DatasetError, Estimate, SettingsError, TeacherError
+from phosphene.hardware import machine
+from phosphene.models.dfad_generator import DfadGenerator
+from phosphene.run import Run
+from phosphene.teacher import Teacher, load
+
+CPU = {"device": "cpu", "precision": "fp32"}
+TINY = {"batch": 8, "latent": 6, "scale": 0.05, **CPU}
+SHORT = {
+    "dfad": {"epochs": 2, "iterations": 2, "student_steps": 2},
+    "dafl": {"epochs": 2, "iterations": 2},
+    "fast": {"epochs": 3, "iterations": 1, "student_steps": 3},
+}
+
+
+class Fault(Exception):
+    """Injected."""
+
+
+class Small(nn.Module):
+    """A classifier of 8x8 grey images with two BatchNorm layers; four classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3, 2), nn.BatchNorm2d(5)
+        )
+        self.linear = nn.Linear(20, 4)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.linear(self.body(x).relu().flatten(1))
+
+
+def small(seed: int = 0) -> Small:
+    """With statistics that it has seen."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = Small().train()
+        for _ in range(20):
+            net(torch.randn(32, 1, 8, 8) * 1.3 + 0.2)
+    return net.eval()
+
+
+def teacher(seed: int = 0) -> Teacher:
+    return load(small(seed), mean=0.5, std=0.25, size=8, channels=1)
+
+
+def digits(count: int = 24) -> ImageDataset:
+    rng = np.random.default_rng(7)
+    images = rng.integers(0, 256, (count, 1, 8, 8), dtype=np.uint8)
+    return ImageDataset.from_arrays(images, labels=np.arange(count) % 4, classes=4, name="made")
+
+
+def short(method: str, out: Path | None, **more):
+    return distill(teacher(), small(1), method=method, out=out, **{**TINY, **SHORT[method], **more})
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# -- the terms -------------------------------------------------------------------------------------------------------
+
+
+def test_terms_are_the_formulas():
+    """By hand, in numpy: DFAD's eq. 4, DAFL's three, AutoReCon's eq. 1."""
+    rng = np.random.default_rng(0)
+    t, s, features = (torch.tensor(rng.normal(size=size)) for size in ((5, 3), (5, 3), (5, 7)))
+    rows = torch.tensor(rng.dirichlet([1, 1, 1], 5))
+    p = np.exp(t.numpy()) / np.exp(t.numpy()).sum(1, keepdims=True)
+    weights = {"adversarial": 2.0, "label": 3.0, "one_hot": 5.0, "entropy": 7.0, "activation": 11.0}
+    recipe = replace(METHODS["dfad"], **weights)
+    found = distil_terms.energy(recipe, None, distil_terms.Answer(t, features, None), lambda: s, rows)
+    mean = p.mean(0)
+    expected = {
+        "adversarial": -2 * np.abs(t.numpy() - s.numpy()).mean(),
+        "label": -3 * (rows.numpy() * np.log(p)).sum(1).mean(),
+        "one_hot": -5 * np.log(p.max(1)).mean(),
+        "entropy": 7 * (mean * np.log(mean)).sum(),
+        "activation": -11 * np.abs(features.numpy()).mean(),
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-6), name
+
+
+def test_information_is_lowest_for_equal_classes_and_finite_for_absent_ones():
+    sure = torch.eye(4) * 200
+    assert float(distil_terms.information(sure)) == pytest.approx(-np.log(4))
+    one = (torch.eye(4)[:1] * 400).repeat(4, 1).requires_grad_()
+    loss = distil_terms.information(one)
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+    assert torch.autograd.grad(loss, one)[0].isfinite().all()
+
+
+def test_js_disagreement_is_symmetric_and_ends_at_nothing_in_common():
+    recipe = replace(METHODS["fast"], one_hot=0.0, bn=0.0, adversarial=1.0)
+    a, b = torch.eye(3)[[0, 1]] * 900, torch.eye(3)[[1, 2]] * 900
+    answer = distil_terms.Answer(a, None, None)
+    far = distil_terms.energy(recipe, None, answer, lambda: b, None)["adversarial"]
+    assert float(far) == pytest.approx(1 - np.log(2), abs=1e-5)
+    assert float(distil_terms.energy(recipe, None, answer, lambda: a, None)["adversarial"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("measure", ["squares", "norms"])
+def test_statistics_are_those_of_every_batchnorm_input(measure):
+    """Against hooks on a copy: GDFQ's mean of squares and DeepInversion's sum of norms."""
+    asked, images = teacher(), torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    recipe = replace(METHODS["dfad"], adversarial=0.0, bn=1.0, activation=1.0, bn_measure=measure)
+    watched = distil_terms.Watched(asked, recipe, machine(**CPU))
+    answer = watched(images)
+    net, seen = copy.deepcopy(asked.net), []
+    for layer in net.body:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_pre_hook(lambda layer, args: seen.append((args[0], layer)))
+    net.linear.register_forward_pre_hook(lambda layer, args: seen.append(args[0]))
+    logits = net(images)
+    features = seen.pop()
+    each = []
+    for x, layer in seen:
+        apart = x.mean((0, 2, 3)) - layer.running_mean, x.var((0, 2, 3), correction=0) - layer.running_var
+        each.append(sum(d.square().mean() if measure == "squares" else d.norm() for d in apart))
+    expected = torch.stack(each).mean() if measure == "squares" else torch.stack(each).sum()
+    found = distil_terms.energy(recipe, watched, answer, lambda: logits, None)["bn"]
+    assert torch.allclose(found, expected, rtol=1e-4) and float(expected) > 0
+    assert torch.allclose(answer.features, features, atol=1e-6) and torch.allclose(answer.logits, logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "temperature"), [("l1", 1.0), ("kl", 1.0), ("kl", 20.0)])
+def test_the_students_loss_is_the_formula(loss, temperature):
+    s, t = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    recipe = replace(METHODS["dfad"], student_loss=loss, temperature=temperature)
+    if loss == "l1":
+        expected = (s - t).abs().sum() / 24
+    else:
+        p, q = (t / temperature).softmax(1), (s / temperature).softmax(1)
+        expected = temperature**2 * (p * (p / q).log()).sum() / 6
+    assert float(distil_adversarial.imitation(s, t, recipe)) == pytest.approx(float(expected), rel=1e-6)
+
+
+# -- the generator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 30, 41), (2, 224, 160)])
+def test_generators_give_images_of_any_size(shape):
+    z = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    images = DfadGenerator(6, shape, scale=0.05)(z)
+    assert images.shape == (4, *shape)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-4 and (images.var((0, 2, 3), correction=0) - 1).abs().max() < 1e-2
+    pixels = DfadGenerator(6, shape, scale=0.05, pixels=True)(z)
+    assert 0 <= pixels.min().item() < pixels.max().item() <= 1
+
+
+def test_the_generator_is_as_large_as_published():
+    """Linear 256 → 128·8·8, three convolutions; counted by hand from the published settings."""
+    linear, norms = 257 * 128 * 64, 2 * (128 + 128 + 64)
+    convolutions = 128 * (9 * 128 + 1) + 64 * (9 * 128 + 1) + 3 * (9 * 64 + 1)
+    assert sum(p.numel() for p in DfadGenerator(256, (3, 32, 32)).parameters()) == linear + norms + convolutions
+
+
+# -- the loop --------------------------------------------------------------------------------------------------------
+
+
+def textbook(method: str, recipe, seed: int = 0):
+    """The published loop, written out with plain backward passes, on the same random numbers."""
+    asked, student = teacher(), small(1).train()
+    outside = torch.get_rng_state()
+    checkpoint.seed_randomness(seed, "generator")
+    generator = DfadGenerator(recipe.latent, asked.shape, TINY["scale"]).train()
+    checkpoint.seed_randomness(seed, "distill", 0)
+    sgd = torch.optim.SGD(student.parameters(), recipe.lr, 0.9, weight_decay=5e-4)
+    adam = torch.optim.Adam(generator.parameters(), recipe.generator_lr)
+    net, last = copy.deepcopy(asked.net), {}
+    net.linear.register_forward_pre_hook(lambda layer, args: last.update(features=args[0]))
+    for _ in range(recipe.iterations):
+        for _turn in range(recipe.student_steps):
+            images = generator(torch.randn(recipe.batch, recipe.latent))
+            logits = net(images)
+            features, s = last["features"], student(images.detach())
+            if method == "dfad":
+                loss = (s - logits.detach()).abs().mean()
+            else:
+                loss = F.kl_div(s.log_softmax(1), logits.detach().softmax(1), reduction="batchmean")
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+        if method == "dfad":
+            images = generator(torch.randn(recipe.batch, recipe.latent))
+            loss = -(net(images) - student(images)).abs().mean()
+        else:
+            mean = logits.softmax(1).mean(0)
+            loss = 0.05 * F.cross_entropy(logits, logits.argmax(1)) + 5 * (mean * mean.log()).sum()
+            loss = loss - 0.01 * features.abs().mean()
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    torch.set_rng_state(outside)
+    return student
+
+
+@pytest.mark.parametrize("method", ["dfad", "dafl"])
+def test_an_epoch_is_the_textbooks(tmp_path, method):
+    """One epoch, before any learning rate falls; DAFL's pass of the teacher serves both networks."""
+    more = {"epochs": 1, "iterations": 3, "lr": 0.05, "generator_lr": 0.01}
+    found = short(method, tmp_path / "a", **more)
+    student = textbook(method, effective(method, {**SHORT[method], "batch": 8, "latent": 6, **more}))
+    for name, value in student.state_dict().items():
+        assert torch.allclose(found.net.state_dict()[name].float(), value.float(), atol=2e-5), name
+
+
+@pytest.mark.parametrize(("method", "each"), [("dfad", 3), ("dafl", 1)])
+def test_a_pass_of_the_teacher_serves_both_where_it_may(tmp_path, monkeypatch, method, each):
+    asked, calls = teacher(), []
+    monkeypatch.setattr(Small, "forward", _counting(Small.forward, asked.net, calls))
+    distill(asked, small(1), method=method, out=tmp_path / "a", **{**TINY, **SHORT[method]})
+    passes = [size for size in calls if size == TINY["batch"]]
+    assert len(passes) == 4 * each
+
+
+def _counting(forward, net, calls):
+    def counted(self, x):
+        if self is net:
+            calls.append(len(x))
+        return forward(self, x)
+
+    return counted
+
+
+@pytest.mark.parametrize("method", ["dfad", "dafl"])
+def test_generators_lower_their_own_loss(tmp_path, method):
+    """The student stands still, but for a hair."""
+    more = {"epochs": 8, "iterations": 6, "lr": 1e-9, "weight_decay": 0.0, "generator_lr": 5e-3}
+    run = short(method, tmp_path / "a", **more).path
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    terms = [sum(value for name, value in line.items() if name in distil_settings.WEIGHTS) for line in lines]
+    assert np.mean(terms[-6:]) < np.mean(terms[:6]) - 0.02
+
+
+@pytest.mark.parametrize("method", ["dfad", "dafl", "fast"])
+def test_students_lower_their_loss(tmp_path, method):
+    """The generator stands almost still."""
+    more = {"epochs": 9, "iterations": 4, "student_steps": 4, "generator_lr": 1e-9, "lr": 0.05, "temperature": 1.0}
+    run = short(method, tmp_path / "a", **more).path
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["student"] for line in lines if "student" in line]
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+
+def test_the_warm_generator_lowers_its_loss_and_keeps_what_it_made(tmp_path):
+    """Later syntheses, of the same few steps, end lower than the first ones: the common weights have learned."""
+    recipe = effective("fast", {"epochs": 40, "batch": 16, "latent": 6, "generator_lr": 5e-3})
+    here, asked = machine(**CPU), teacher()
+    watched = distil_terms.Watched(asked, recipe, here)
+    torch.manual_seed(0)
+    source = distil_fast.Synthesizer(asked, watched, DfadGenerator(6, (1, 8, 8), 0.1, pixels=True), recipe, here)
+    quiet = replace(recipe, adversarial=0.0)
+    found = [float(sum(source.synthesize(small(1), quiet).values()).detach()) for _ in range(40)]
+    assert np.mean(found[-10:]) < 0.9 * np.mean(found[2:12])
+    assert int(source.kept) == 640 and source.pool[:640].float().std() > 1
+    assert torch.equal(source.pool[640:], torch.zeros_like(source.pool[640:]))
+
+
+def test_the_outer_step_is_first_order(monkeypatch):
+    """θ moves by Adam along the gradient at the adapted weights, which took their own steps from θ and fresh noise."""
+    recipe = replace(effective("fast", {"batch": 8, "latent": 6, "generator_steps": 2}), adversarial=0.0)
+    here, asked = machine(**CPU), teacher()
+    watched = distil_terms.Watched(asked, recipe, here)
+    generator = DfadGenerator(6, (1, 8, 8), 0.1, pixels=True)
+    expected, copied = copy.deepcopy(generator), copy.deepcopy(generator)
+    source = distil_fast.Synthesizer(asked, watched, generator, recipe, here)
+    torch.manual_seed(5)
+    source.synthesize(small(1), recipe)
+    torch.manual_seed(5)
+    z = torch.randn(8, 6).requires_grad_()
+    inner = torch.optim.Adam([{"params": copied.parameters()}, {"params": [z], "lr": 0.015}], 5e-3, (0.5, 0.999))
+
+    def loss():
+        answer = watched((copied(z) - 0.5) / 0.25)
+        return torch.stack(list(distil_terms.energy(recipe, watched, answer, lambda: None, None).values())).sum()
+
+    for _ in range(2):
+        inner.zero_grad()
+        loss().backward()
+        inner.step()
+    inner.zero_grad()
+    loss().backward()
+    outer = torch.optim.Adam(expected.parameters(), 1e-2, (0.5, 0.999))
+    for p, q in zip(expected.parameters(), copied.parameters(), strict=True):
+        p.grad = q.grad
+    outer.step()
+    moved = 0
+    for p, q in zip(expected.parameters(), source.generator.parameters(), strict=True):
+        real = p.grad.abs() > 1e-5  # of a bias before BatchNorm there is only rounding, which Adam makes large
+        assert torch.allclose(p[real], q[real], atol=1e-5)
+        moved += int(real.sum())
+    assert moved > 300
+    kept = (copied(z).detach() * 255).round().to(torch.uint8)
+    assert (kept.int() - source.pool[:8].int()).abs().max() <= 1
+
+
+# -- stopping, repeating, reading -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", SHORT)
+@pytest.mark.parametrize("seconds", ["0", "1000"])
+def test_resumed_equals_undisturbed(tmp_path, monkeypatch, method, seconds):
+    """Killed twice, once without any state saved; a test set is measured in between."""
+    test = digits()
+    whole = short(method, tmp_path / "whole", test=test, test_every=1)
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", seconds)
+    for phase, at in {"dfad": [("distill", 2)], "dafl": [("distill", 1)], "fast": [("warm-up", 0), ("distill", 4)]}[
+        method
+    ]:
+
+        def after_step(reached: str, step: int, phase=phase, at=at) -> None:
+            if (reached, step) == (phase, at):
+                raise Fault
+
+        monkeypatch.setattr(Run, "after_step", staticmethod(after_step))
+        with pytest.raises(Fault):
+            short(method, tmp_path / "killed", test=test, test_every=1)
+    monkeypatch.setattr(Run, "after_step", None)
+    again = short(method, tmp_path / "killed", test=test, test_every=1)
+    assert same(again.net, whole.net) and again.result == whole.result
+    for name in ("metrics.jsonl", "result.json", "weights.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("method", SHORT)
+def test_same_seed_same_student(tmp_path, method):
+    a, b = (short(method, tmp_path / name, seed=3) for name in "ab")
+    c = short(method, tmp_path / "c", seed=4)
+    assert same(a.net, b.net) and not same(a.net, c.net)
+    read = short(method, tmp_path / "a", seed=3)  # finished: nothing is trained
+    assert same(read.net, a.net) and read.result == a.result
+
+
+def test_the_last_epochs_accuracy_is_the_result(tmp_path):
+    test = digits()
+    found = short("dfad", tmp_path / "a", epochs=5, test=test, test_every=2)
+    measured = evaluate(found, data=test, mean="0.5", std="0.25", out=tmp_path / "e", device="cpu")
+    assert found.result["accuracy"] == pytest.approx(measured["top1"], abs=1e-3)
+    assert found.result["best_accuracy_selected_on_test"] >= found.result["accuracy"]
+    assert found.result["best_epoch"] in (2, 4, 5)
+    blind = short("dfad", tmp_path / "b", epochs=5)
+    assert same(blind.net, found.net), "measuring changes nothing"
+    assert not {"accuracy", "best_epoch"} & blind.result.keys()
+
+
+def test_nothing_is_measured_but_in_turn():
+    tests = Tests(teacher(), digits(), 7, 3, machine(**CPU))
+    for epoch in range(7):
+        tests.measure(small(1), epoch)
+    assert (~tests.curve.isnan()).nonzero().flatten().tolist() == [2, 5, 6]
+
+
+def test_a_named_student_is_read_again(tmp_path):
+    found = distill("digits", "cifar-resnet8", out=tmp_path / "a", **{**TINY, **SHORT["dfad"]})
+    net, info = load_network(tmp_path / "a")
+    assert same(net, found.net) and info["shape"] == (1, 8, 8) and info["classes"] == 10
+    assert evaluate(tmp_path / "a", data="digits", out=tmp_path / "e", device="cpu")["top1"] > 0
+    assert load(str(tmp_path / "a")).mean == load("digits").mean
+
+
+def test_a_student_of_ones_own_code(tmp_path):
+    code = tmp_path / "own.py"
+    code.write_text(
+        "from torch import nn\n"
+        "def net(classes=10, channels=1):\n"
+        "    conv = nn.Conv2d(channels, 3, 3)\n"
+        "    return nn.Sequential(conv, nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, classes))\n"
+    )
+    found = distill("digits", f"{code}:net", out=tmp_path / "a", **{**TINY, **SHORT["dfad"]})
+    saved = tmp_path / "a" / "weights.safetensors"
+    again = load(f"{code}:net", checkpoint=saved, mean=found.info["mean"], std=found.info["std"], size=8)
+    assert same(again.net, found.net) and again.fingerprint == found.result["fingerprint"]
+
+
+# -- on a data set ---------------------------------------------------------------------------------------------------
+
+
+def test_data_is_training_with_the_teachers_answers(tmp_path):
+    settings = {"epochs": 2, "batch": 8, "lr": 0.05, "temperature": 2.0, "weight_decay": 1e-3, "momentum": 0.8}
+    found = distill(
+        teacher(), small(1), method="data", data=digits(), test=digits(), out=tmp_path / "a", **settings, **CPU
+    )
+    plain = train(small(1), data=digits(), teacher=teacher(), out=tmp_path / "b", **settings, **CPU)
+    assert same(found.net, plain.net)
+    assert found.summary()["accuracy"] == evaluate(plain, data=digits(), out=tmp_path / "e", device="cpu")["top1"]
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"method": "data"}, SettingsError, "--data is missing"),
+        ({"method": "data", "data": "d", "latent": 8}, SettingsError, "--latent"),
+        ({"method": "dfad", "data": "d"}, SettingsError, "--data"),
+        ({"method": "dfad", "latent_lr": 0.1}, SettingsError, "--latent-lr"),
+        ({"epochs": 0}, SettingsError, "--epochs 0"),
+        ({"batch": 1}, SettingsError, "--batch 1"),
+        ({"lr": 0.0}, SettingsError, "--lr 0"),
+        ({"momentum": 1.0}, SettingsError, "--momentum"),
+        ({"one_hot": -1.0}, SettingsError, "--one-hot"),
+        ({"adversarial": 0.0}, SettingsError, "no loss"),
+        ({"method": "fast", "bn": 0.0, "one_hot": 0.0}, SettingsError, "no loss"),
+        ({"test_every": 0}, SettingsError, "--test-every"),
+        ({"scale": 0.0}, SettingsError, "--scale"),
+    ],
+)
+def test_wrong_settings_are_named(tmp_path, settings, error, words):
+    with pytest.raises(error, match=words):
+        distill(teacher(), small(1), out=tmp_path / "a", **{**TINY, **settings})
+    assert not (tmp_path / "a").exists()
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    with pytest.raises(ArchitectureError, match="nosuch"):
+        distill("digits", "nosuch", out=tmp_path / "a", **TINY)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+    with pytest.raises(DatasetError, match="7 outputs"):
+        distill(teacher(), other, out=tmp_path / "b", **TINY)
+    plain = load(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), mean=0.5, std=0.25, size=8, channels=1)
+    with pytest.raises(TeacherError, match="--bn 0"):
+        distill(plain, small(1), method="fast", out=tmp_path / "c", **TINY)
+    wide = nn.Sequential(nn.Conv2d(1, 4, 8), nn.Flatten())
+    bare = load(wide, mean=0.5, std=0.25, size=8, channels=1)
+    with pytest.raises(TeacherError, match="--activation 0"):
+        distill(bare, small(1), method="dafl", out=tmp_path / "d", **TINY)
+
+
+@pytest.mark.parametrize("method", SHORT)
+def test_an_estimate_leaves_nothing_behind(tmp_path, method):
+    with pytest.raises(Estimate) as found:
+        short(method, tmp_path / "a", estimate=True, epochs=2000)
+    assert found.value.needs["minutes"] > 0 and not (tmp_path / "a").exists()
+
+
+def test_the_published_settings():
+    """facts of the papers, so that nobody changes them by accident."""
+    dfad, dafl, fast = (METHODS[name] for name in ("dfad", "dafl", "fast"))
+    assert (dfad.epochs, dfad.iterations, dfad.student_steps, dfad.batch, dfad.latent) == (500, 50, 5, 256, 256)
+    rates = [distil_settings.rate(0.1, epoch, dfad, dfad.decays) for epoch in (0, 99, 100, 199, 200, 499)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert (dafl.one_hot, dafl.entropy, dafl.activation, dafl.latent) == (0.05, 5.0, 0.01, 1000)
+    assert (fast.adversarial, fast.bn, fast.one_hot, fast.latent_lr, fast.generator_lr) == (1.1, 10, 0.4, 0.015, 5e-3)
+    assert (fast.epochs, fast.warm) == (220, 20)
