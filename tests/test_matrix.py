@@ -27,6 +27,7 @@ from phosphene.models import build
 from phosphene.run import Run
 from phosphene.search import SEARCHES, command, evolution, found, pareto_command, sizes
 from phosphene.search.command_training_free import training_free
+from phosphene.search.gumbel_command import gumbel
 from phosphene.search.proxyless_command import proxyless
 from phosphene.search.sizes import FLAGS
 from phosphene.spaces.chain import ChainSpace
@@ -45,6 +46,7 @@ OWN: dict[str, dict[str, Any]] = {  # what makes a search tiny
     "sgas": {"warm_up": 0, **LEARNED},
     "spos": {"generations": 2, "population": 3, "top": 2, "mutants": 1, "crossings": 1, "held_out": 2}
     | {**LEARNED, **SCORED},
+    "gumbel": {"warm_up": 0, "noise_on": "logits", **LEARNED},
     "proxyless": {"alpha_every": 1, "nets": 2, **LEARNED},
     "random": {"candidates": 4, **SCORED},
     "evolution": {"candidates": 5, "population": 3, "drawn": 2, **SCORED},
@@ -53,6 +55,7 @@ OWN: dict[str, dict[str, Any]] = {  # what makes a search tiny
 }
 COMMANDS: dict[str, Callable[..., found.Found]] = {
     **{name: getattr(command, name) for name in ("darts", "sgas", "spos", "random", "evolution")},
+    "gumbel": gumbel,
     "proxyless": proxyless,
     "pareto": pareto_command.pareto,
     "training-free": training_free,

@@ -23,6 +23,7 @@ TINY: dict[str, Any] = {"space": "macro", "width": 0.07, "final_width": 0.1, "de
 OWN: dict[str, dict[str, Any]] = {
     "darts": {"order": 2},
     "sgas": {"batch_increase": 1},
+    "gumbel": {"samples": "hard"},
     "proxyless": {"mode": "gradient", "alpha_every": 2, "warm_up": 0},
 }
 FILES = ("arch.json", "result.json", "metrics.jsonl", "supernet.safetensors", "supernet.json", "alphas.npy")

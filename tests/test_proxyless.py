@@ -22,7 +22,7 @@ from phosphene.errors import SettingsError
 from phosphene.hardware import Machine
 from phosphene.objectives import soft_cross_entropy
 from phosphene.run import Run
-from phosphene.search import proxyless
+from phosphene.search import proxyless, supernet
 from phosphene.search.found import top1
 from phosphene.search.proxyless_costs import penalised, reward
 from phosphene.search.proxyless_paths import Pairs, Policy, policy_gradient, rescale, two_path_gates
@@ -446,7 +446,7 @@ def test_the_statistics_of_the_network_found_are_of_its_own_path() -> None:
 
     halves = Halves(patterns(), run, fraction=0.5)
     proxyless.estimate_statistics(net.train(), {"left": 1, "right": 2}, halves, 16)
-    every = torch.cat([halves.draw("train", k, 16, "statistics").inputs for k in range(proxyless.STATISTICS)])
+    every = torch.cat([halves.draw("train", k, 16, "statistics").inputs for k in range(supernet.STATISTICS)])
     assert torch.allclose(net.norm.running_mean, every.flatten(1).mean(0), atol=1e-5)
     assert net.norm.momentum == 0.1
 

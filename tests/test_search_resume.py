@@ -39,9 +39,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {  # what is interrupted: an algo
     "sgas": ("sgas", {"criterion": 2, "batch_increase": 1, "epochs": 4, "flip": True}),
     "proxyless": ("proxyless", {"warm_up": 1, "alpha_every": 2, "nets": 2, "flip": True, "epochs": 2, **HALF}),
     "pairs": ("proxyless", {"mode": "gradient", "warm_up": 0, "alpha_every": 2, "macs": "~100k", **HALF}),
+    "gumbel": ("gumbel", {"samples": "hard", "noise_on": "logits", "optimizer": "adam", "flip": True, "epochs": 2}),
     "sgas, decided late": ("sgas", {"criterion": 1, "decide_from": 1, "batch_increase": 0, "skip_weight": 0.5}),
 }
-ELSEWHERE = ("evolution", "spos")  # interrupted in test_evolution and test_spos
+ELSEWHERE = ("evolution", "spos", "training-free")  # interrupted in tests of their own
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from phosphene.run import Run
 from phosphene.search import command, evolution, pareto_command
 from phosphene.search import found as found_files
 from phosphene.search import random as random_search
+from phosphene.search.gumbel_command import gumbel
 from phosphene.search.pareto_command import pareto
 from phosphene.search.proxyless_command import proxyless
 from phosphene.search.proxyless_costs import Pull, penalised
@@ -143,6 +144,7 @@ FEW: dict[str, Any] = {"calibration": 1, **HERE}
 SEARCHES: dict[str, Callable[..., Any]] = {
     "darts": lambda _, **given: command.darts(images(), **GRADIENTS, **given),
     "sgas": lambda _, **given: command.sgas(images(), **GRADIENTS, batch_increase=0, **given),
+    "gumbel": lambda _, **given: gumbel(images(), **GRADIENTS, **given),
     "proxyless": lambda _, **given: proxyless(
         images(), mode="gradient", penalty="near", alpha_every=1, train_fraction=0.5, **GRADIENTS, **given
     ),

@@ -22,6 +22,7 @@ from .__version__ import __version__
 COMMANDS = {
     "teacher show": ("phosphene.teacher:show", "What a trained network takes and gives"),
     "synthesize": ("phosphene.synthesis.command:synthesize", "A data set from a trained network alone"),
+    "generator train": ("phosphene.synthesis.generator:train", "A generator of images, from a trained network alone"),
     "noise": ("phosphene.synthesis.noise:noise", "The baseline: noise images with the network's rows"),
     "unreal noise": ("phosphene.synthesis.unreal:noise", "Noise images with random labels"),
     "unreal fractal": ("phosphene.synthesis.unreal:fractal", "Fractals, with random labels or their categories"),
@@ -36,6 +37,7 @@ COMMANDS = {
     "search darts": ("phosphene.search.command:darts", "Differentiable search of a cell (DARTS)"),
     "search sgas": ("phosphene.search.command:sgas", "The same, deciding one edge after the other (SGAS)"),
     "search proxyless": ("phosphene.search.proxyless_command:proxyless", "One drawn path at a time (ProxylessNAS)"),
+    "search gumbel": ("phosphene.search.gumbel_command:gumbel", "Mixtures sampled by Gumbel-softmax (AutoReCon)"),
     "search spos": ("phosphene.search.command:spos", "A supernet trained path by path, then evolution (SPOS)"),
     "search evolution": ("phosphene.search.command:evolution", "Evolution on the supernet of another search"),
     "search pareto": ("phosphene.search.pareto_command:pareto", "A front of accuracy and up to two costs (NSGA-II)"),
@@ -52,6 +54,7 @@ COMMANDS = {
     "train": ("phosphene.train:train", "Train an architecture on a data set"),
     "distill": ("phosphene.compress.distil:distill", "A student for a trained network, without its data"),
     "evaluate": ("phosphene.evaluate:evaluate", "Accuracy, calibration and confusion on test data"),
+    "quantize": ("phosphene.compress.quantize:quantize", "A trained network in 2 to 8 bits, without its images"),
     "study classes": ("phosphene.studies.classes:classes", "What is found by the number of random classes"),
     "study difficulty": ("phosphene.studies.difficulty:difficulty", "Epochs that a network needs to learn a data set"),
     "study distinguish": ("phosphene.studies.distinguish:distinguish", "Does it rank networks as real data does?"),
@@ -66,6 +69,7 @@ COMMANDS = {
 COMPILED = {"synthesize", "train"}  # a supernet's many small pieces take longer to compile than they save
 GROUPS = {
     "teacher": "Trained networks",
+    "generator": "Generators of images",
     "unreal": "Data sets without real images or real labels",
     "dataset": "Data sets of every origin",
     "search": "Architecture search",

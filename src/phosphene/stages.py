@@ -36,6 +36,7 @@ from .settings import settings
 CALLS = {  # what a stage may call: the commands, by their names on the command line; a test holds the two tables equal
     "teacher show": "phosphene.teacher:show",
     "synthesize": "phosphene.synthesis.command:synthesize",
+    "generator train": "phosphene.synthesis.generator:train",
     "noise": "phosphene.synthesis.noise:noise",
     "unreal noise": "phosphene.synthesis.unreal:noise",
     "unreal fractal": "phosphene.synthesis.unreal:fractal",
@@ -50,6 +51,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "search darts": "phosphene.search.command:darts",
     "search sgas": "phosphene.search.command:sgas",
     "search proxyless": "phosphene.search.proxyless_command:proxyless",
+    "search gumbel": "phosphene.search.gumbel_command:gumbel",
     "search spos": "phosphene.search.command:spos",
     "search evolution": "phosphene.search.command:evolution",
     "search pareto": "phosphene.search.pareto_command:pareto",
@@ -63,6 +65,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "train": "phosphene.train:train",
     "distill": "phosphene.compress.distil:distill",
     "evaluate": "phosphene.evaluate:evaluate",
+    "quantize": "phosphene.compress.quantize:quantize",
     "study classes": "phosphene.studies.classes:classes",
     "study difficulty": "phosphene.studies.difficulty:difficulty",
     "study distinguish": "phosphene.studies.distinguish:distinguish",

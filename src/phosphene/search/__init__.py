@@ -4,6 +4,7 @@ from ..core import Choices, SearchSpace
 
 SEARCHES = {
     "darts": "phosphene.search.darts:search",
+    "gumbel": "phosphene.search.gumbel:search",
     "proxyless": "phosphene.search.proxyless:search",
     "evolution": "phosphene.search.evolution:search",
     "random": "phosphene.search.random:search",

@@ -36,11 +36,10 @@ from . import notation
 from .halves import Halves, Validation, check_batch, number
 from .proxyless_costs import Penalty, penalised, reward
 from .proxyless_paths import Policy, policy_gradient, rescale, two_path_gates
-from .supernet import alpha_step, cosine, finish, initial, weight_step
+from .supernet import alpha_step, cosine, estimate_statistics, finish, initial, weight_step
 
 Mode = Literal["rl", "gradient"]
 EVERY: dict[str, int] = {"rl": 16, "gradient": 5}  # weight steps to an α step; rl: 300 in an epoch of ImageNet
-STATISTICS = 20  # batches that make the BatchNorm statistics of the network found
 BASELINE = 0.99  # how far the baseline goes to the mean reward of an update
 
 
@@ -240,20 +239,6 @@ def gradient_step(
     alpha_step(alphas, AlphaGradient([gradient * mask], found.loss), adam, ~mask)
     rescale(alphas, before, mask)
     return figures
-
-
-def estimate_statistics(net: nn.Module, choices: dict[str, int], halves: Halves, batch: int) -> None:
-    """Replace the running BatchNorm statistics, which are of many paths, by those of one on training images."""
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    usual = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean of all batches
-    with torch.no_grad(), halves.run.machine.autocast():
-        for step in range(STATISTICS):
-            net(halves.draw("train", step, batch, "statistics").inputs, choices)
-    for norm, momentum in zip(norms, usual, strict=True):
-        norm.momentum = momentum
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from .halves import Halves, look
 
 SKIP = "skip_connect"
 NOTHING: Choices = {}
+STATISTICS = 20  # batches that make the BatchNorm statistics of a network found
 
 
 class Softmax:
@@ -120,6 +121,20 @@ def weight_step(
     nn.utils.clip_grad_norm_(net.parameters(), clip)
     sgd.step()
     return loss
+
+
+def estimate_statistics(net: nn.Module, choices: dict[str, int], halves: Halves, batch: int) -> None:
+    """Replace the running BatchNorm statistics, which are of many paths, by those of one on training images."""
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+    with torch.no_grad(), halves.run.machine.autocast():
+        for step in range(STATISTICS):
+            net(halves.draw("train", step, batch, "statistics").inputs, choices)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
 
 
 def finish(
