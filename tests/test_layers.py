@@ -42,7 +42,7 @@ SHARED = {  # files which the others of their package may import; beside them a 
     | {"scored", "setups", "sizes", "supernet"},
     "proxies": {"passes", "batch"},
     "studies": {"datasets", "figures", "needs", "ranks", "probing", "candidates", "published", "scorers", "truth"},
-    "compress": {"quantizer", "quantized"},
+    "compress": {"quantizer", "quantized", "layer_inputs", "equalize"},
     "unreal": {"counter", "orbit", "orbit_numba", "render", "category", "instances"},
 }
 ONE_THING = {"synthesis"}  # one algorithm in several files: any direction, but no cycle

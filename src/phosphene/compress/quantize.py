@@ -1,0 +1,222 @@
+"""`phosphene quantize`: a trained network in 2 to 8 bits, without the images it was trained on."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import nn
+
+from .. import costs
+from .. import teacher as teachers
+from ..dataset import ImageDataset
+from ..errors import SettingsError
+from ..hardware import machine as decide_machine
+from ..progress import say
+from ..run import Run
+from ..teacher import Teacher
+from .quantize_plan import Job, Method, Plan, widths_of
+from .quantized import Quantized, load_quantized
+
+__all__ = ["METHODS", "QuantizedRun", "quantize"]
+
+METHODS = {
+    "rtn": "phosphene.compress.quantize_calibrated:rtn",
+    "dfq": "phosphene.compress.quantize_calibrated:dfq",
+    "zeroq": "phosphene.compress.quantize_calibrated:zeroq",
+    "inversion": "phosphene.compress.quantize_trained:inversion",
+}
+"""name -> a `Method`"""
+RANGES = {"zeroq": "minmax"}
+"""methods whose authors take all that was seen, where nothing else is asked for"""
+
+
+@dataclass(frozen=True)
+class QuantizedRun:
+    """A quantized network and what is known of it."""
+
+    student: Quantized
+    path: Path
+    result: dict[str, Any]
+
+    @property
+    def net(self) -> nn.Module:
+        """The fake-quantized network, in evaluation mode."""
+        return self.student.net
+
+    def summary(self) -> dict[str, Any]:
+        """What the command prints."""
+        return {"run": str(self.path), **self.result, "layers": self.student.table()}
+
+
+def quantize(
+    teacher: Annotated[Teacher | nn.Module | str, "the trained network; see `phosphene teacher show --help`"],
+    *,
+    method: Annotated[str, lambda: tuple(METHODS), "how"] = "rtn",
+    weight_bits: Annotated[int, "2 to 8"] = 4,
+    activation_bits: Annotated[int, "2 to 8"] = 4,
+    ends: Annotated[int | None, "bits of the first and the last layer, if others: 8 is usual"] = None,
+    layer_bits: Annotated[
+        list[str] | None, "a layer's own, NAME=4 or NAME=4/8 (weights/input); repeat for each"
+    ] = None,
+    weight_grid: Annotated[Literal["channel", "tensor"], "what of a weight shares a scale"] = "channel",
+    ranges: Annotated[
+        Literal["error", "minmax"] | None, "of inputs: least squared error, or all that was seen (zeroq's default)"
+    ] = None,
+    data: Annotated[ImageDataset | str | Path | None, "synthesized images: to fine-tune on, or for zeroq"] = None,
+    images: Annotated[int, "to find ranges on: of --data, of noise, or synthesized for zeroq"] = 256,
+    steps: Annotated[int, "of fine-tuning"] = 2000,
+    epoch: Annotated[int, "steps between two measurements on the test data"] = 200,
+    warmup: Annotated[int, "batches before, in which only ranges are observed"] = 50,
+    batch: Annotated[int, "images a step, over all processes"] = 200,
+    lr: Annotated[float, "learning rate"] = 1e-4,
+    momentum: Annotated[float, "of Nesterov's kind"] = 0.9,
+    weight_decay: Annotated[float, "on every parameter"] = 1e-4,
+    schedule: Annotated[Literal["steps", "cosine"], "a tenth after every quarter, or half a cosine"] = "steps",
+    temperature: Annotated[float, "of the distillation"] = 20.0,
+    ce_weight: Annotated[float, "of the cross-entropy to the labels"] = 1.0,
+    kl_weight: Annotated[float, "of the divergence from the teacher"] = 1.0,
+    kl: Annotated[Literal["elements", "images"], "what the divergence is divided by: the published code, the text"] = (
+        "elements"
+    ),
+    flip: Annotated[bool, "mirror half of the images of --data in fine-tuning"] = True,
+    test: Annotated[
+        ImageDataset | str | Path | None, "labelled data to report the accuracy on; nothing is chosen"
+    ] = None,
+    checkpoint: Annotated[str | None, "the teacher's weights: .safetensors, .pt, .pth, .th"] = None,
+    mean: Annotated[str | None, "the teacher's mean of pixels in 0..1, with commas"] = None,
+    std: Annotated[str | None, "the teacher's deviation, with commas"] = None,
+    size: Annotated[str | int | None, "the teacher's input side, 32 or 28x32"] = None,
+    channels: Annotated[int | None, "the teacher's input channels"] = None,
+    classes: Annotated[int | None, "the teacher's classes"] = None,
+    out: Annotated[Path | None, "run folder"] = None,
+    seed: Annotated[int, "of noise, synthesis, order and augmentation"] = 0,
+    device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
+    precision: Annotated[str, "auto, fp32 or bf16"] = "fp32",
+    estimate: Annotated[bool, "only say what it would cost"] = False,
+) -> QuantizedRun:
+    """Quantize a trained network to 2 to 8 bits without the images it was trained on.
+
+    Example:
+        phosphene quantize digits --method rtn --test digits
+        phosphene quantize digits --method dfq --weight-bits 8 --activation-bits 8 --weight-grid tensor
+        phosphene quantize digits --method inversion --data d --lr 0.001 --steps 500 --test digits
+
+    `rtn` rounds weights to the nearest and takes the ranges of activations from BatchNorm statistics; `dfq` equalizes
+    layers and corrects biases besides; `zeroq` takes the ranges from synthesized images; `inversion` trains on them.
+    The accuracy is that of the network that is saved, the last one; the best epoch's stands beside it as what it is.
+
+    Raises:
+        SettingsError: a flag cannot be used.
+        TeacherError: the network cannot be loaded, or has weights that are not finite.
+        DatasetError: the data do not fit the teacher.
+    """
+    plan = Plan(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        ends=ends,
+        widths=_widths(layer_bits),
+        weight_grid=weight_grid,
+        ranges=ranges or RANGES.get(method, "error"),
+        images=images,
+        steps=steps,
+        epoch=epoch,
+        warmup=warmup,
+        batch=batch,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        temperature=temperature,
+        ce_weight=ce_weight,
+        kl_weight=kl_weight,
+        kl=kl,
+        flip=flip,
+    )
+    chosen = _method(method)
+    _check(plan)
+    told = {"mean": mean, "std": std, "size": size, "channels": channels, "classes": classes}
+    loaded = teachers.load(teacher, checkpoint=checkpoint, **told)  # type: ignore[arg-type]
+    machine = decide_machine(device, precision)
+    given = None if data is None else ImageDataset.open(data)
+    tested = None if test is None else test if isinstance(test, ImageDataset) else teachers.open_test(test)
+    inputs = [loaded.fingerprint, *(one.fingerprint for one in (given, tested) if one is not None)]
+    run = Run.open("quantize", {"method": method, **asdict(plan)}, inputs, out, machine, seed=seed, estimate=estimate)
+    if run.finished is not None:
+        say(f"{run.path} is finished")
+        return QuantizedRun(load_quantized(run.path, loaded.net), run.path, run.finished)
+    student, figures = chosen(Job(loaded, plan, run, given, tested))
+    return _finish(Job(loaded, plan, run, given, tested), method, student, figures)
+
+
+def _finish(job: Job, method: str, student: Quantized, figures: dict[str, Any]) -> QuantizedRun:
+    """Measure, save, and say what was made."""
+    student.observe(False)
+    measured: dict[str, Any] = {}
+    if job.test is not None:
+        full = teachers.accuracy(job.teacher, job.test, job.run.machine)
+        measured = {"accuracy": job.accuracy(student), "teacher_accuracy": full["accuracy"], "tested": full["images"]}
+        measured["drop"] = round(measured["teacher_accuracy"] - measured["accuracy"], 4)
+    student.net.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    widths = student.widths
+    result = {
+        "method": method,
+        **measured,
+        "weight_bits": job.plan.weight_bits,
+        "activation_bits": job.plan.activation_bits,
+        "first_layer": "{}/{} bits".format(*widths[student.layers[0]]),
+        "last_layer": "{}/{} bits".format(*widths[student.layers[-1]]),
+        "weight_grid": job.plan.weight_grid,
+        "ranges": job.plan.ranges if method != "inversion" else "moving average",
+        **figures,
+        "quantized_layers": len(student.layers),
+        "left_float": len(student.left),
+        "mib": round(student.size / 2**20, 4),
+        "float_mib": round(4 * costs.params(job.teacher.net) / 2**20, 4),
+    }
+    job.run.disk(student.size)
+    if job.run.machine.rank == 0 and not job.run.estimating:
+        student.save(job.run.path)
+    return QuantizedRun(student, job.run.path, job.run.finish(result))
+
+
+def _method(name: str) -> Method:
+    if name not in METHODS:
+        raise SettingsError(f"--method {name} is not one of {', '.join(METHODS)}")
+    module, attribute = METHODS[name].split(":")
+    found: Method = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def _widths(texts: list[str] | None) -> tuple[tuple[str, int, int], ...]:
+    try:
+        return widths_of(texts or [])
+    except ValueError as error:
+        raise SettingsError(
+            f"--layer-bits {error} is not NAME=BITS or NAME=WEIGHT/ACTIVATION, like conv1=4/8"
+        ) from None
+
+
+def _check(plan: Plan) -> None:
+    for name in ("images", "steps", "epoch", "batch"):
+        if getattr(plan, name) < 1:
+            raise SettingsError(f"--{name} {getattr(plan, name)} is below 1")
+    for name in ("warmup", "lr", "momentum", "weight_decay", "ce_weight", "kl_weight"):
+        if getattr(plan, name) < 0:
+            raise SettingsError(f"--{name.replace('_', '-')} {getattr(plan, name)} is below 0")
+    if plan.warmup < 1:
+        raise SettingsError("--warmup 0 leaves the activations without ranges; give 1 or more")
+    if not plan.temperature > 0:
+        raise SettingsError(f"--temperature {plan.temperature} is not above 0")
+    if not plan.ce_weight and not plan.kl_weight:
+        raise SettingsError("--ce-weight 0 and --kl-weight 0 leave nothing to train by")
+    for flag, bits in (
+        ("weight-bits", plan.weight_bits),
+        ("activation-bits", plan.activation_bits),
+        ("ends", plan.ends),
+    ):
+        if bits is not None and not 2 <= bits <= 8:
+            raise SettingsError(f"--{flag} {bits} is not between 2 and 8")

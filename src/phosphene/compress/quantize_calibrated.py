@@ -1,0 +1,94 @@
+"""Methods that train nothing: rtn, dfq and zeroq. Weights are rounded to the nearest value; ranges are looked up."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dataset import ImageDataset
+from ..synthesis.command import synthesize
+from ..synthesis.parametrization import Range, spectral_noise
+from .equalize import correct, equalize, fold, pairs, rectify, trace
+from .layer_inputs import norm_outputs, observe
+from .quantize_plan import Job, attach, check_images, chunks, images_folder, set_ranges
+from .quantized import Quantized
+
+CHUNK = 64
+
+
+def rtn(job: Job) -> tuple[Quantized, dict[str, Any]]:
+    """Round to nearest, without data: ranges are those that BatchNorm tells of, or noise images without BatchNorm."""
+    student = attach(job)
+    sources = norm_outputs(job.teacher.net)
+    inputs = observe(job.teacher.net, student.layers, _noise(job), sources, job.run.seed)
+    set_ranges(student, inputs, job.plan.ranges)
+    _black_to_white(job, student)
+    return student, {"ranges_from": "BatchNorm statistics" if sources else "noise images"}
+
+
+def dfq(job: Job) -> tuple[Quantized, dict[str, Any]]:
+    """Data-free quantization: fold, equalize, round, correct the biases (Nagel et al. 2019)."""
+    net = copy.deepcopy(job.run.machine.place(job.teacher.net))
+    sources = norm_outputs(net)
+    graph = trace(net)
+    folded = fold(graph)
+    found = pairs(graph, folded)
+    capped = [name for pair in found for name in pair.capped]
+    rectify(net, capped)
+    sweeps = equalize(net, found, sources)
+    student = attach(job, net)
+    student.folded = True
+    student.notes["rectifiers"] = capped
+    inputs = observe(net, student.layers, _noise(job), sources, job.run.seed)
+    set_ranges(student, inputs, job.plan.ranges)
+    _black_to_white(job, student)
+    correct(student, inputs)
+    figures = {"folded": len(folded), "equalized_pairs": len(found), "sweeps": sweeps, "relu6_replaced": len(capped)}
+    return student, {"ranges_from": "BatchNorm statistics" if sources else "noise images", **figures}
+
+
+def zeroq(job: Job) -> tuple[Quantized, dict[str, Any]]:
+    """Ranges from distilled images, those given or synthesized now (Cai et al. 2020); weights rounded to nearest."""
+    data = job.data if job.data is not None else _distilled(job)
+    check_images(data, job.teacher)
+    student = attach(job)
+    inputs = observe(job.teacher.net, student.layers, chunks(job, data, CHUNK))
+    set_ranges(student, inputs, job.plan.ranges)
+    return student, {"ranges_from": f"{min(job.plan.images, len(data))} images of {data.card.origin}"}
+
+
+def _distilled(job: Job) -> ImageDataset:
+    """Images synthesized from the teacher alone, kept beside the result."""
+    where = None if job.run.estimating else images_folder(job.run)
+    here = job.run.machine
+    return synthesize(
+        job.teacher,
+        images=job.plan.images,
+        out=where,
+        seed=job.run.seed,
+        device=str(here.device),
+        precision=here.precision,
+        estimate=job.run.estimating,
+    )
+
+
+def _black_to_white(job: Job, student: Quantized) -> None:
+    """The first layer takes pixels, whose ends are known; noise has fewer of them than photographs have."""
+    channels = job.teacher.shape[0]
+    ends = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, channels, 1, 1)
+    normalised = job.teacher.normalise(ends)
+    student.input_quantizer(student.layers[0]).set_range(normalised.min(), normalised.max())
+
+
+def _noise(job: Job) -> list[Tensor]:
+    """Noise with a falling spectrum, in the teacher's units and within black and white."""
+    teacher, numbers = job.teacher, torch.Generator().manual_seed(job.run.seed)
+    limits = Range(torch.tensor(teacher.mean), torch.tensor(teacher.std))
+    drawn = []
+    for part in torch.arange(job.plan.images).split(CHUNK):
+        pixels = limits.pixels(spectral_noise((len(part), *teacher.shape), 1.0, numbers))
+        drawn.append(job.run.machine.place(teacher.normalise(pixels)))
+    return drawn

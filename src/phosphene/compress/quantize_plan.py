@@ -1,0 +1,129 @@
+"""What every method of `phosphene quantize` is given, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import teacher as teachers
+from ..augment import Augment
+from ..dataset import ImageDataset
+from ..errors import DatasetError
+from ..run import Run
+from ..teacher import Teacher
+from .layer_inputs import Inputs, best_range
+from .quantized import Quantized, quantize_network
+
+__all__ = ["Job", "Method", "Plan", "attach", "check_images", "seen_by", "set_ranges"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The settings, settled: they are part of the run's identity."""
+
+    weight_bits: int = 4
+    activation_bits: int = 4
+    ends: int | None = None  # bits of the first and the last layer; None = as the others
+    widths: tuple[tuple[str, int, int], ...] = ()  # layers with bits of their own
+    weight_grid: str = "channel"  # or tensor
+    ranges: str = "error"  # or minmax
+    images: int = 256  # to calibrate on
+    steps: int = 2000
+    epoch: int = 200  # steps between two looks at the test data
+    warmup: int = 50  # steps before them, in which ranges are observed and nothing is trained
+    batch: int = 200
+    lr: float = 1e-4
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "steps"  # or cosine
+    temperature: float = 20.0
+    ce_weight: float = 1.0
+    kl_weight: float = 1.0
+    kl: str = "elements"  # or images: what the divergence is divided by
+    flip: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """One quantization: the teacher, the settings, the run folder, and the data that were given."""
+
+    teacher: Teacher
+    plan: Plan
+    run: Run
+    data: ImageDataset | None = None
+    test: ImageDataset | None = None
+
+    def accuracy(self, student: Quantized) -> float:
+        """Percent of the test images."""
+        assert self.test is not None
+        looked = replace(self.teacher, net=student.net)
+        return float(teachers.accuracy(looked, self.test, self.run.machine)["accuracy"])
+
+
+Method = Callable[[Job], tuple[Quantized, dict[str, Any]]]
+"""The quantized network, every range set, and figures for the result."""
+
+
+def attach(job: Job, net: nn.Module | None = None) -> Quantized:
+    """The teacher's network (or this one) with quantizers as the plan says, on the machine's device."""
+    plan = job.plan
+    student = quantize_network(
+        job.run.machine.place(job.teacher.net if net is None else net),
+        job.teacher.shape,
+        plan.weight_bits,
+        plan.activation_bits,
+        ends=plan.ends,
+        widths={name: (weight, activation) for name, weight, activation in plan.widths},
+        per_channel=plan.weight_grid == "channel",
+    )
+    student.notes |= {"network": job.teacher.name, "fingerprint": job.teacher.fingerprint}
+    return student
+
+
+def set_ranges(student: Quantized, inputs: Mapping[str, Inputs], criterion: str) -> None:
+    """The range of every layer's input, from what enters the float network."""
+    for name in student.layers:
+        quantizer = student.input_quantizer(name)
+        quantizer.set_range(*best_range(inputs[name], quantizer.bits, criterion))
+
+
+def check_images(data: ImageDataset, teacher: Teacher) -> None:
+    """Raises `DatasetError` where these are no images for this teacher."""
+    if data.seen != teacher.shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (data.seen, teacher.shape))
+        raise DatasetError(f"{data.card.name} has {theirs} images, {teacher.name} takes {ours}; give another --data")
+
+
+def seen_by(job: Job, data: ImageDataset, index: Tensor, numbers: torch.Generator, flip: bool = False) -> Tensor:
+    """These images ``(N, C, H, W)`` as the teacher takes them: a random region of larger ones, perhaps mirrored."""
+    pixels = job.run.machine.place(data.pixels(index))
+    return job.teacher.normalise(Augment(crop=data.region, flip=flip).move(pixels, numbers))
+
+
+def chunks(job: Job, data: ImageDataset, size: int = 64) -> Iterator[Tensor]:
+    """The first `plan.images` images of a data set, in batches, as the teacher takes them."""
+    numbers = torch.Generator().manual_seed(job.run.seed)
+    for part in torch.arange(min(job.plan.images, len(data))).split(size):
+        yield seen_by(job, data, part, numbers)
+
+
+def widths_of(texts: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
+    """``NAME=4`` or ``NAME=4/8`` (weights, activations) -> (name, 4, 4) or (name, 4, 8)."""
+    found = []
+    for text in texts:
+        name, _, bits = text.rpartition("=")
+        weight, _, activation = bits.partition("/")
+        if not name or not weight.isdigit() or not (activation or "0").isdigit():
+            raise ValueError(text)
+        found.append((name, int(weight), int(activation or weight)))
+    return tuple(found)
+
+
+def images_folder(run: Run) -> Path:
+    """Where a run keeps the images that it synthesizes for itself."""
+    return run.path / "images"
