@@ -29,6 +29,7 @@ TINY = {"batch": 8, "latent": 6, "scale": 0.05, **CPU}
 SHORT = {
     "dfad": {"epochs": 2, "iterations": 2, "student_steps": 2},
     "dafl": {"epochs": 2, "iterations": 2},
+    "autorecon": {"epochs": 2, "iterations": 2, "student_steps": 2},
     "fast": {"epochs": 3, "iterations": 1, "student_steps": 3},
 }
 
@@ -231,7 +232,7 @@ def test_an_epoch_is_the_textbooks(tmp_path, method):
         assert torch.allclose(found.net.state_dict()[name].float(), value.float(), atol=2e-5), name
 
 
-@pytest.mark.parametrize(("method", "each"), [("dfad", 3), ("dafl", 1)])
+@pytest.mark.parametrize(("method", "each"), [("dfad", 3), ("dafl", 1), ("autorecon", 1)])
 def test_a_pass_of_the_teacher_serves_both_where_it_may(tmp_path, monkeypatch, method, each):
     asked, calls = teacher(), []
     monkeypatch.setattr(Small, "forward", _counting(Small.forward, asked.net, calls))
@@ -249,7 +250,7 @@ def _counting(forward, net, calls):
     return counted
 
 
-@pytest.mark.parametrize("method", ["dfad", "dafl"])
+@pytest.mark.parametrize("method", ["dfad", "dafl", "autorecon"])
 def test_generators_lower_their_own_loss(tmp_path, method):
     """The student stands still, but for a hair."""
     more = {"epochs": 8, "iterations": 6, "lr": 1e-9, "weight_decay": 0.0, "generator_lr": 5e-3}
@@ -321,6 +322,24 @@ def test_the_outer_step_is_first_order(monkeypatch):
     assert (kept.int() - source.pool[:8].int()).abs().max() <= 1
 
 
+def test_generators_of_the_space_take_labels_and_keep_their_latents(tmp_path):
+    """Without --latent and --scale the architecture's own; a student is asked on the images of random labels."""
+    found = short("dfad", tmp_path / "a", generator="gdfq-cifar", latent=None, scale=None, epochs=1, iterations=1)
+    settings = json.loads((tmp_path / "a" / "config.json").read_text())["settings"]
+    assert settings["latent"] == settings["generator"]["space"]["latent"] == 100
+    embedding, linear, norms = 4 * 100, 101 * 128 * 4, 2 * (128 + 128 + 64)
+    convolutions = 128 * (9 * 128 + 1) + 64 * (9 * 128 + 1) + 9 * 64 + 1
+    assert found.result["generator_params"] == embedding + linear + norms + convolutions
+
+
+def test_labels_are_drawn_beside_the_noise():
+    torch.manual_seed(0)
+    images, rows = distil_adversarial.draw(nn.Identity(), 500, 3, 4, machine(**CPU))
+    assert images.shape == (500, 7) and torch.equal(images[:, 3:], rows) and torch.equal(rows.sum(1), torch.ones(500))
+    assert rows.sum(0).min() > 80 and images[:, :3].std() == pytest.approx(1, abs=0.1)
+    assert distil_adversarial.draw(nn.Identity(), 5, 3, 0, machine(**CPU))[1] is None
+
+
 # -- stopping, repeating, reading -------------------------------------------------------------------------------------
 
 
@@ -331,9 +350,12 @@ def test_resumed_equals_undisturbed(tmp_path, monkeypatch, method, seconds):
     test = digits()
     whole = short(method, tmp_path / "whole", test=test, test_every=1)
     monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", seconds)
-    for phase, at in {"dfad": [("distill", 2)], "dafl": [("distill", 1)], "fast": [("warm-up", 0), ("distill", 4)]}[
-        method
-    ]:
+    for phase, at in {
+        "dfad": [("distill", 2)],
+        "dafl": [("distill", 1)],
+        "autorecon": [("distill", 2)],
+        "fast": [("warm-up", 0), ("distill", 4)],
+    }[method]:
 
         def after_step(reached: str, step: int, phase=phase, at=at) -> None:
             if (reached, step) == (phase, at):
@@ -431,6 +453,10 @@ def test_data_is_training_with_the_teachers_answers(tmp_path):
         ({"method": "fast", "bn": 0.0, "one_hot": 0.0}, SettingsError, "no loss"),
         ({"test_every": 0}, SettingsError, "--test-every"),
         ({"scale": 0.0}, SettingsError, "--scale"),
+        ({"method": "data", "data": "d", "latent": None, "generator": "gdfq-cifar"}, SettingsError, "--generator"),
+        ({"method": "fast", "generator": "gdfq-cifar"}, SettingsError, "--generator"),
+        ({"generator": "cifar-resnet8"}, SettingsError, "--generator cifar-resnet8"),
+        ({"label": 1.0}, SettingsError, "--label"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, settings, error, words):
@@ -462,8 +488,10 @@ def test_an_estimate_leaves_nothing_behind(tmp_path, method):
 
 
 def test_the_published_settings():
-    """facts of the papers, so that nobody changes them by accident."""
-    dfad, dafl, fast = (METHODS[name] for name in ("dfad", "dafl", "fast"))
+    """Figures of the papers, so that nobody changes them by accident."""
+    dfad, dafl, fast, variant = (METHODS[name] for name in ("dfad", "dafl", "fast", "autorecon"))
+    assert (variant.adversarial, variant.label, variant.bn, variant.bn_measure) == (0, 1, 0.1, "squares")
+    assert replace(variant, adversarial=1.0, label=0.0, bn=0.0) == dfad
     assert (dfad.epochs, dfad.iterations, dfad.student_steps, dfad.batch, dfad.latent) == (500, 50, 5, 256, 256)
     rates = [distil_settings.rate(0.1, epoch, dfad, dfad.decays) for epoch in (0, 99, 100, 199, 200, 499)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])

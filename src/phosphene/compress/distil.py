@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import nn
 
-from .. import costs, sources, trainee, weights
+from .. import costs, sources, spaces, trainee, weights
 from .. import teacher as teachers
 from ..core import Architecture
 from ..dataset import ImageDataset
@@ -31,7 +31,7 @@ from .distil_settings import DistilRecipe, effective
 from .distil_terms import Watched
 from .distil_tests import Tests
 
-Method = Literal["data", "dfad", "dafl", "fast"]
+Method = Literal["data", "dfad", "dafl", "autorecon", "fast"]
 TRAINS = ("epochs", "batch", "lr", "momentum", "weight_decay", "temperature")
 """What training on a data set takes too."""
 
@@ -53,7 +53,11 @@ def distill(
     generator_steps: Annotated[int | None, "steps of the generator an iteration"] = None,
     batch: Annotated[int | None, "images a step, over all processes"] = None,
     latent: Annotated[int | None, "entries of the generator's noise"] = None,
-    scale: Annotated[float, "of the generator's channels"] = 1.0,
+    generator: Annotated[
+        Architecture | str | None,
+        "its architecture: a run folder of a search, an arch.json, autorecon-cifar10, gdfq-cifar, ...; default: DFAD's",
+    ] = None,
+    scale: Annotated[float | None, "of the generator's channels, 1 as published"] = None,
     lr: Annotated[float | None, "of the student, at its highest"] = None,
     momentum: Annotated[float | None, "of the student's sgd"] = None,
     weight_decay: Annotated[float | None, "of the student"] = None,
@@ -61,6 +65,7 @@ def distill(
     latent_lr: Annotated[float | None, "of the noise itself, for --method fast"] = None,
     temperature: Annotated[float | None, "of both sides, where the student's loss is a KL divergence"] = None,
     adversarial: Annotated[float | None, "weight in the generator's loss: student and teacher disagree (DFAD)"] = None,
+    label: Annotated[float | None, "weight: the teacher sees what was asked for (AutoReCon, eq. 1)"] = None,
     one_hot: Annotated[float | None, "weight: the teacher is sure (DAFL)"] = None,
     entropy: Annotated[float | None, "weight: all classes are equally frequent (DAFL)"] = None,
     activation: Annotated[float | None, "weight: the teacher's features are strong (DAFL)"] = None,
@@ -92,14 +97,13 @@ def distill(
     given = {name: value for name, value in locals().items() if name in DistilRecipe.__dataclass_fields__}
     if test_every < 1:
         raise SettingsError(f"--test-every {test_every} must be 1 or more")
-    if not 0 < scale <= 64:
-        raise SettingsError(f"--scale {scale} is not above 0 and at most 64; 1 is the published size")
     asked = teachers.load(teacher, checkpoint=checkpoint, mean=mean, std=std, size=size)
     found = _student(student, asked, seed)
     tested = None if test is None else _open(test)
     place: dict[str, Any] = {"seed": seed, "device": device, "precision": precision, "estimate": estimate}
     if method == "data":
-        return _on_data(asked, found, data, tested, given, out, place)
+        made = {"generator": generator, "scale": scale}
+        return _on_data(asked, found, data, tested, given | made, out, place)
     if data is not None:
         raise SettingsError(f"--data is for --method data; --method {method} makes its own images")
     if method != "fast" and latent_lr:
@@ -107,8 +111,61 @@ def distill(
     recipe, machine = effective(method, given), decide_machine(device, precision)
     if recipe.batch < 2 * machine.world:
         raise SettingsError(f"--batch {recipe.batch} is less than two images for {machine.world} processes; raise it")
-    plan = _Plan(method, asked, found, recipe, scale, tested, test_every)
+    source = _Source.find(generator, method, asked, recipe, latent, scale)
+    plan = _Plan(method, asked, found, replace(recipe, latent=source.latent), source, tested, test_every)
     return plan.run(out, machine, seed, estimate)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A generator's architecture, of the space of generators, or None for DFAD's."""
+
+    architecture: Architecture | None
+    latent: int
+    scale: float
+    pixels: bool
+
+    @classmethod
+    def find(
+        cls,
+        text: Architecture | str | None,
+        method: str,
+        teacher: Teacher,
+        recipe: DistilRecipe,
+        latent: int | None,
+        scale: float | None,
+    ) -> _Source:
+        """What the flags mean together."""
+        if method == "fast" and text is not None:
+            raise SettingsError(f"--generator {text}: --method fast has a generator of its own; leave it out")
+        text = "autorecon-cifar10" if text is None and method == "autorecon" else text
+        if text is None:
+            if recipe.label:
+                raise SettingsError(f"--label {recipe.label} needs a generator that takes labels; see --generator")
+            if scale is not None and not 0 < scale <= 64:
+                raise SettingsError(f"--scale {scale} is not above 0 and at most 64; 1 is the published size")
+            return cls(None, recipe.latent, scale or 1.0, method == "fast")
+        found = spaces.architecture(text, classes=teacher.classes, shape=teacher.shape)
+        if found.space["name"] != "generator":
+            raise SettingsError(f"--generator {text} is of the space {found.space['name']}; give one that makes images")
+        found = spaces.architecture(found, latent=latent, scale=scale)
+        return cls(found, cast(int, found.space["latent"]), cast(float, found.space["scale"]), False)
+
+    @property
+    def classes(self) -> int:
+        """Of the label row it takes; 0 for none."""
+        return 0 if self.architecture is None else cast(int, self.architecture.space["classes"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """JSON that says which it is."""
+        return {"name": "dfad", "scale": self.scale} if self.architecture is None else asdict(self.architecture)
+
+    def build(self, teacher: Teacher) -> nn.Module:
+        """The network for the teacher's images, with fresh weights."""
+        if self.architecture is None:
+            return DfadGenerator(self.latent, teacher.shape, self.scale, pixels=self.pixels)
+        return spaces.space(self.architecture.space).build(self.architecture.choices)
 
 
 @dataclass(frozen=True)
@@ -119,7 +176,7 @@ class _Plan:
     teacher: Teacher
     student: Architecture | nn.Module
     recipe: DistilRecipe
-    scale: float
+    source: _Source
     test: ImageDataset | None
     test_every: int
 
@@ -130,7 +187,8 @@ class _Plan:
         design = None if isinstance(found, nn.Module) else _design(found, teacher)
         identity = {"weights": weights.digest(found)} if isinstance(found, nn.Module) else asdict(found)
         measured = {} if self.test is None else {"test_every": self.test_every}
-        settings = {"method": self.method, "student": identity, "scale": self.scale, **measured, **asdict(self.recipe)}
+        made = {"student": identity, "generator": self.source.identity}
+        settings = {"method": self.method, **made, **measured, **asdict(self.recipe)}
         inputs = [teacher.fingerprint, *([] if self.test is None else [self.test.fingerprint])]
         run = Run.open("distill", settings, inputs, out, machine, seed=seed, estimate=estimate)
         with run.seeded("weights"):
@@ -153,15 +211,15 @@ class _Plan:
     def _loop(self, run: Run, net: nn.Module) -> dict[str, Any]:
         """Train the student; what is to be said of it."""
         recipe, teacher = self.recipe, self.teacher
-        fast = self.method == "fast"
         with run.seeded("generator"):
-            generator = DfadGenerator(recipe.latent, teacher.shape, self.scale, pixels=fast)
+            generator = self.source.build(teacher)
         watched = Watched(teacher, recipe, run.machine)
         tests = Tests(teacher, self.test, recipe.epochs, self.test_every, run.machine)
-        if fast:
+        if self.source.pixels:
             figures = distil_fast.distil(run, teacher, watched, net, generator, recipe, tests)
         else:
-            figures = distil_adversarial.distil(run, watched, net, generator, recipe, tests)
+            classes = self.source.classes
+            figures = distil_adversarial.distil(run, watched, net, generator, classes, recipe, tests)
         return {**figures, **tests.result(), "generator_params": costs.params(generator)}
 
 

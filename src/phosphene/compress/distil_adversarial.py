@@ -26,7 +26,13 @@ POINTS = 400  # of the curves in metrics.jsonl, at most
 
 
 def distil(
-    run: Run, teacher: Watched, student: nn.Module, generator: nn.Module, recipe: DistilRecipe, tests: Tests
+    run: Run,
+    teacher: Watched,
+    student: nn.Module,
+    generator: nn.Module,
+    classes: int,
+    recipe: DistilRecipe,
+    tests: Tests,
 ) -> dict[str, Any]:
     """Train `student` and `generator` in place; the last epoch's mean losses.
 
@@ -35,6 +41,7 @@ def distil(
         teacher: is asked for every batch.
         student: takes images as the teacher does.
         generator: z ``(N, latent)``, or z beside the label row ``(N, latent + K)``, -> normalised images.
+        classes: K, or 0 for a generator that takes no labels.
         recipe: the settings.
         tests: measures the student after epochs; nothing is chosen by it.
     """
@@ -55,10 +62,10 @@ def distil(
         adam.param_groups[0]["lr"] = rate(recipe.generator_lr, epoch, recipe, recipe.generator_decays)
         for _ in range(recipe.student_steps - recipe.shares):
             with torch.no_grad():
-                images, _ = draw(generator, recipe, count, tests.classes, machine)
+                images, _ = draw(generator, count, recipe.latent, classes, machine)
             learned = learn(student, sgd, images, teacher.logits(images), recipe, machine)
         for turn in range(recipe.generator_steps):
-            images, rows = draw(generator, recipe, count, tests.classes, machine)
+            images, rows = draw(generator, count, recipe.latent, classes, machine)
             answer = teacher(images)
             if recipe.shares and turn == 0:
                 learned = learn(student, sgd, images.detach(), answer.logits.detach(), recipe, machine)
@@ -74,12 +81,10 @@ def distil(
     return {"loss": mean(each[0], machine), "generator_loss": mean(each[1], machine)}
 
 
-def draw(
-    generator: nn.Module, recipe: DistilRecipe, count: int, classes: int, machine: Machine
-) -> tuple[Tensor, Tensor | None]:
-    """Images of fresh noise ``(count, C, H, W)``, and the rows of random labels where the recipe asks for some."""
-    inputs, rows = torch.randn(count, recipe.latent), None
-    if recipe.label:
+def draw(generator: nn.Module, count: int, latent: int, classes: int, machine: Machine) -> tuple[Tensor, Tensor | None]:
+    """Images of fresh noise ``(count, C, H, W)``, and the rows of their random labels where there are classes."""
+    inputs, rows = torch.randn(count, latent), None
+    if classes:
         rows = F.one_hot(torch.randint(classes, (count,)), classes).float()
         inputs = torch.cat([inputs, rows], 1)
         rows = rows.to(machine.device)

@@ -28,7 +28,6 @@ class Tests:
 
     def __init__(self, teacher: Teacher, data: ImageDataset | None, epochs: int, every: int, machine: Machine) -> None:
         self._teacher, self._data, self._every, self._machine = teacher, data, every, machine
-        self.classes = teacher.classes
         self.curve = torch.full((epochs,), torch.nan)
 
     def measure(self, student: nn.Module, epoch: int) -> None:
