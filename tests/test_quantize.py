@@ -372,3 +372,21 @@ def test_the_same_seed_is_the_same_network(tmp_path):
     copied = copy.deepcopy(both[0].net)
     x = images(3, 1)
     assert torch.equal(copied(x), both[1].net(x))
+
+
+def test_the_page_as_typed(tmp_path):
+    """Its commands, with fewer images and steps, and its Python."""
+    import re
+    import shlex
+    from pathlib import Path
+
+    from click.testing import CliRunner
+
+    page = (Path(__file__).parents[1] / "docs" / "quantization.md").read_text()
+    for line in re.search(r"```sh\n(.*?)```", page, re.S)[1].strip().splitlines():
+        words = shlex.split(line.replace("--images 500", "--images 40").replace("--steps 300", "--steps 3"))
+        done = CliRunner().invoke(cli.command(words[1]), [*words[2:], "--device", "cpu"])
+        assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
+    names = {"pixels": teachers.open_test("digits").pixels(range(4))}
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], names)
+    assert torch.equal(names["logits"], names["done"].net(names["teacher"].normalise(names["pixels"])))

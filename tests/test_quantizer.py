@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from phosphene import models
+from phosphene.compress import quantizer
 from phosphene.compress.quantized import executed, load_quantized, quantize_network
 from phosphene.compress.quantizer import ActivationQuantizer, WeightQuantizer, codes, fake_quantize, grid, levels, span
 from phosphene.errors import SettingsError, TeacherError
@@ -84,12 +85,23 @@ def test_every_slice_of_the_axis_has_a_grid_of_its_own(seed, bits, axis):
                        found.movedim(axis, -1))  # fmt: skip
 
 
-def test_torch_defines_the_same_function():
-    x = torch.randn(2000, generator=torch.Generator().manual_seed(0)) * 3
+@pytest.mark.parametrize("axis", [None, 1])
+def test_the_way_of_cuda_is_the_same_function(axis):
+    """torch's kernels, which a CPU has, too: values, gradients, and NaN for what is not finite."""
+    x = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * 3
     for bits in range(2, 9):
-        scale, zero_point = grid(torch.tensor(-2.0), torch.tensor(5.0), bits)
-        theirs = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 2**bits - 1)
-        assert torch.allclose(fake_quantize(x, scale, zero_point, bits), theirs, atol=1e-6)
+        low, high = (torch.full((4,) if axis else (), end) for end in (-2.0, 5.0))
+        scale, zero_point = grid(low, high, bits)
+        one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        ours = fake_quantize(one, scale, zero_point, bits, axis)
+        theirs = quantizer._by_torch(other, scale, zero_point, levels(bits), axis)
+        assert torch.allclose(ours, theirs, atol=1e-6)
+        ours.square().sum().backward()
+        theirs.square().sum().backward()
+        assert torch.allclose(one.grad, other.grad, atol=1e-5)
+        for bad in (float("nan"), float("inf")):
+            spoilt = torch.where(torch.arange(500).view(-1, 1) == 3, bad, x)
+            assert quantizer._by_torch(spoilt, scale, zero_point, levels(bits), axis).isnan().all()
 
 
 @pytest.mark.parametrize("axis", [None, 1])

@@ -30,6 +30,8 @@ from .errors import (
 if TYPE_CHECKING:
     from .augment import Augment
     from .compress.distil import distill
+    from .compress.quantize import quantize
+    from .compress.quantized import load_quantized
     from .core import Architecture, Batch
     from .costs import Budget
     from .dataset import ImageDataset
@@ -77,8 +79,10 @@ __all__ = [
     "import_dataset",
     "label_dataset",
     "load_network",
+    "load_quantized",
     "load_teacher",
     "noise",
+    "quantize",
     "register_search",
     "register_space",
     "relabel",
@@ -110,8 +114,10 @@ _WHERE = {
     "import_dataset": "importing:import_",
     "label_dataset": "labelling:label",
     "load_network": "train:load_network",
+    "load_quantized": "compress.quantized:load_quantized",
     "load_teacher": "teacher:load",
     "noise": "synthesis.noise:noise",
+    "quantize": "compress.quantize:quantize",
     "register_search": "extensions:register_search",
     "register_space": "extensions:register_space",
     "relabel": "synthesis.unreal:relabel",

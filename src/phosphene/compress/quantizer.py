@@ -39,11 +39,11 @@ def grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
     Raises:
         SettingsError: no such width.
-        TeacherError: a range is not finite (on a CPU; elsewhere, where asking means waiting, the scale is NaN).
+        TeacherError: a range is not finite (on CUDA, where asking means waiting, the scale is NaN).
     """
     low, high = low.float().clamp_max(0), high.float().clamp_min(0)
     scale = (high - low) / levels(bits)
-    if scale.device.type == "cpu" and not bool(scale.isfinite().all()):
+    if scale.device.type != "cuda" and not bool(scale.isfinite().all()):
         at = int((~scale.isfinite()).flatten().nonzero()[0])
         ends = f"{float(low.flatten()[at]):g} to {float(high.flatten()[at]):g}"
         raise TeacherError(f"values from {ends} cannot be quantized: look for infinities and NaN in weights and inputs")
@@ -67,17 +67,12 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis:
         axis: the one that has grids of its own.
 
     Raises:
-        TeacherError: `x` has infinities or NaN, or the grid was never set (on a CPU; elsewhere all becomes NaN).
+        TeacherError: `x` has infinities or NaN, or the grid was never set (on CUDA all becomes NaN).
     """
     top = levels(bits)
-    if x.device.type == "cpu":
-        _refuse(x, scale)
-    else:
-        scale = scale + 0 * x.detach().sum(dtype=torch.float32)  # NaN in, NaN out: torch's kernel would hide it
-    if x.device.type == "cuda" and axis is not None:
-        return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, axis, 0, top).to(x.dtype)
     if x.device.type == "cuda":
-        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, 0, top).to(x.dtype)
+        return _by_torch(x, scale, zero_point, top, axis)
+    _refuse(x, scale)
     if axis is None:
         step, zero = scale.item(), int(zero_point)
         rounded: Tensor = _Round.apply(x.float(), step, -zero, top - zero)
@@ -86,6 +81,14 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis:
         zeros = zero_point.view(shape)
         rounded = _Round.apply(x.float(), scale.view(shape), -zeros, top - zeros)
     return rounded.to(x.dtype)
+
+
+def _by_torch(x: Tensor, scale: Tensor, zero_point: Tensor, top: int, axis: int | None) -> Tensor:
+    """One kernel, and nobody waits for the device: what is not finite makes all of the result NaN."""
+    scale = scale + 0 * x.detach().sum(dtype=torch.float32)
+    if axis is None:
+        return torch.fake_quantize_per_tensor_affine(x.float(), scale, zero_point, 0, top).to(x.dtype)
+    return torch.fake_quantize_per_channel_affine(x.float(), scale, zero_point, axis, 0, top).to(x.dtype)
 
 
 def codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int, axis: int | None = None) -> Tensor:
