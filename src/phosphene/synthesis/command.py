@@ -21,6 +21,7 @@ from ..progress import span
 from ..run import Run
 from ..teacher import Teacher
 from ..teacher import load as load_teacher
+from .generator_images import draw
 from .inversion import Inverter, cut, label, synthesize_chain, view_offsets
 from .plan import Plan, class_shares
 from .presets import Recipe, resolve, settings_of
@@ -32,6 +33,7 @@ def synthesize(
     teacher: Annotated[Teacher | nn.Module | str, "the trained network; see `phosphene teacher show --help`"],
     *,
     images: Annotated[int, "how many images the finished set has, over all kept rounds"] = 1000,
+    generator: Annotated[Path | None, "make them with this run of `generator train`, not by inversion"] = None,
     preset: Annotated[Literal["fast", "paper-cifar", "paper-imagenet", "smoke"], "what unset flags are"] = "fast",
     out: Annotated[Path | None, "folder of the data set (default: runs/synthesize-HASH)"] = None,
     rounds: Annotated[int | None, "rounds of recursive label calibration; 1 = one-hot targets only"] = None,
@@ -91,6 +93,7 @@ def synthesize(
 
     Example:
         phosphene synthesize digits --images 500 --out digits-made
+        phosphene synthesize digits --generator generator --images 500 --out generated
 
     Raises:
         TeacherError: the network cannot be loaded, or has no BatchNorm where the recipe needs it.
@@ -108,12 +111,14 @@ def synthesize(
         classes=classes,
         class_names=class_names,
     )
+    shares, here = class_shares(classes_distribution, loaded), decide_machine(device, precision)
+    if generator is not None:
+        _check_generated(given | {"student": student})
+        settled: dict[str, Any] = {"machine": here, "seed": seed, "estimate": estimate}
+        return draw(generator, loaded, images=images, shares=shares, out=out, **settled)
     rival = None if student is None else load_teacher(student, checkpoint=student_checkpoint)
     _check_student(recipe, loaded, rival)
-    shares = class_shares(classes_distribution, loaded)
     plan = Plan.of(images, recipe, shares)
-
-    here = decide_machine(device, precision)
     inverter = Inverter(recipe, loaded, here, rival)
     settings = {"images": images, "preset": preset, "shares": shares, **settings_of(recipe)}
     inputs = [loaded.fingerprint] + ([rival.fingerprint] if rival else [])
@@ -155,6 +160,13 @@ def _title(chain: int, plan: Plan, left: float | None) -> str:
     done = int(plan.slots(chain, plan.recipe.rounds - plan.recipe.kept)[0])
     all_left = f", {span(left)} left in all" if left is not None else ""
     return f"{done}/{plan.images} images{all_left}; chain {chain + 1} of {len(plan.chains)}"
+
+
+def _check_generated(given: dict[str, Any]) -> None:
+    """Refuse flags of an inversion: a trained generator has nothing left to optimise."""
+    for name, value in given.items():
+        if value is not None:
+            raise SettingsError(f"--{name.replace('_', '-')} is of an inversion; leave it out with --generator")
 
 
 def _check_student(recipe: Recipe, teacher: Teacher, student: Teacher | None) -> None:

@@ -67,6 +67,11 @@ class Probe:
         logits, moments = self._inside(self._machine.place(inputs).to(self._type))
         return logits.float(), self._reference.distances(moments)
 
+    def squares(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with squared errors ``(L,)``: MSE over the channels of mean_l, plus that of var_l (GDFQ's L_BNS)."""
+        logits, moments = self._inside(self._machine.place(inputs).to(self._type))
+        return logits.float(), self._reference.squares(moments)
+
     def _prepare(self, net: nn.Module, shape: tuple[int, int, int]) -> tuple[Inside, list[Layer], torch.dtype]:
         """The rewritten network where it can be traced and says the same, else the network with its layers watched."""
         trial = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(self._machine.device)
@@ -104,17 +109,25 @@ class Reference:
         self._unit = torch.stack([1 / scale, 1 / scale.square()]).float().to(device)
         widths = torch.tensor([len(layer.mean) for layer in layers], dtype=torch.long)
         self._owner = torch.repeat_interleave(torch.arange(len(layers)), widths).to(device)
-        self._count = len(layers)
+        self._widths, self._count = widths.to(device), len(layers)
 
     def distances(self, moments: list[Tensor]) -> Tensor:
         """Moments ``(2, C_l)`` of the L layers -> ``(L,)`` (DFNAS eq. 5)."""
+        squared = self._squared(moments)
+        return torch.where(squared > 0, squared.clamp_min(1e-30).sqrt(), 0).sum(0)  # no gradient at 0, as in norm()
+
+    def squares(self, moments: list[Tensor]) -> Tensor:
+        """Moments ``(2, C_l)`` of the L layers -> ``(L,)``: mean squared errors of their means and variances, added."""
+        return (self._squared(moments) / self._widths).sum(0)
+
+    def _squared(self, moments: list[Tensor]) -> Tensor:
+        """Sums of squared errors over each layer's channels ``(2, L)``: of the mean and of the variance."""
         if not moments:
-            return self._unit.new_zeros(0)
+            return self._unit.new_zeros(2, 0)
         mean, square = torch.cat(moments, dim=1)
         found = torch.stack([mean, square - mean.square()])
         apart = ((found - self._expected) * self._unit).square()
-        squared = apart.new_zeros(2, self._count).index_add(1, self._owner, apart)
-        return torch.where(squared > 0, squared.clamp_min(1e-30).sqrt(), 0).sum(0)  # no gradient at 0, as in norm()
+        return apart.new_zeros(2, self._count).index_add(1, self._owner, apart)
 
 
 def _agree(one: tuple[Inside, list[Layer]], other: tuple[Inside, list[Layer]], trial: Tensor) -> bool:
