@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from phosphene import checkpoint, distill, evaluate, load_network, train
+from phosphene import checkpoint, distill, evaluate, load_network, noise, train
 from phosphene.compress import distil_adversarial, distil_fast, distil_settings, distil_terms
 from phosphene.compress.distil_settings import METHODS, effective
 from phosphene.compress.distil_tests import Tests
@@ -385,7 +385,7 @@ def test_the_last_epochs_accuracy_is_the_result(tmp_path):
     found = short("dfad", tmp_path / "a", epochs=5, test=test, test_every=2)
     measured = evaluate(found, data=test, mean="0.5", std="0.25", out=tmp_path / "e", device="cpu")
     assert found.result["accuracy"] == pytest.approx(measured["top1"], abs=1e-3)
-    assert found.result["best_accuracy_selected_on_test"] >= found.result["accuracy"]
+    assert found.result["best_epoch_accuracy"] >= found.result["accuracy"]
     assert found.result["best_epoch"] in (2, 4, 5)
     blind = short("dfad", tmp_path / "b", epochs=5)
     assert same(blind.net, found.net), "measuring changes nothing"
@@ -432,6 +432,16 @@ def test_data_is_training_with_the_teachers_answers(tmp_path):
     plain = train(small(1), data=digits(), teacher=teacher(), out=tmp_path / "b", **settings, **CPU)
     assert same(found.net, plain.net)
     assert found.summary()["accuracy"] == evaluate(plain, data=digits(), out=tmp_path / "e", device="cpu")["top1"]
+
+
+def test_a_generator_teaches_more_than_noise(tmp_path):
+    """On real digits, with as many updates of the same student (65 against 53 %; 66 and 57, 67 and 53 with other seeds)."""
+    more = {"epochs": 10, "iterations": 10, "batch": 64, "latent": 64, "scale": 0.5}
+    student = distill("digits", "digits", test="digits", out=tmp_path / "dfad", **more, **CPU)
+    nothing = noise("digits", images=1000, out=tmp_path / "noise", **CPU)
+    settings = {"method": "data", "data": nothing, "epochs": 34, "batch": 64}
+    blind = distill("digits", "digits", test="digits", out=tmp_path / "blind", **settings, **CPU)
+    assert student.result["accuracy"] > blind.result["accuracy"] + 4
 
 
 # -- what is refused -------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Tests:
         best = int(self.curve.nan_to_num(-1.0).argmax())
         return {
             "accuracy": round(float(self.curve[-1]), 4),
-            "best_accuracy_selected_on_test": round(float(self.curve[best]), 4),
+            "best_epoch_accuracy": round(float(self.curve[best]), 4),
             "best_epoch": best + 1,
             "teacher_accuracy": accuracy(self._teacher, self._data, self._machine)["accuracy"],
             "test": self._data.card.name,
