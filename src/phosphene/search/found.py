@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,23 +86,50 @@ def find(
     for flag in ("skip_weight", "stop_skips"):
         if given.get(flag):
             check_skips(searched, "--" + flag.replace("_", "-"))
+    task = images.card.task
+    loss = OBJECTIVES[task] if objective is None else objective
+
+    def learn(budget: Budget, run: Run) -> Architecture:
+        return _algorithm(algorithm)(searched, images, loss, SCORES[task], budget, run, **passed)
+
+    inputs, named = [images.fingerprint], {"augment": vars(augment)}
+    return found_by(algorithm, learn, (searched, final), inputs, given, here, **named)
+
+
+def found_by(
+    algorithm: str,
+    learn: Callable[[Budget, Run], Architecture],
+    sizes: tuple[SearchSpace, SearchSpace],
+    inputs: Sequence[str],
+    given: dict[str, Any],
+    here: Machine,
+    **named: Any,
+) -> Found:
+    """Open the run, search by `learn`, and write the result; a finished run is read.
+
+    Args:
+        algorithm: its name.
+        learn: gives the architecture that it found within a budget, in a run.
+        sizes: the spaces of the supernet and of the final network.
+        inputs: fingerprints of what goes in.
+        given: the command's settings, see `find`.
+        here: the machine.
+        named: what else is part of the run's identity.
+    """
+    searched, final = sizes
     budget = budget_of(given, final, here)
     unnamed = (*UNNAMED, *(("latency_table",) if budget.timed else TIMES))
     identity = {name: value for name, value in given.items() if name not in unnamed}
     identity |= {"times": budget.times} if budget.timed else {}
-    identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, "augment": vars(augment)}
+    identity |= {"algorithm": algorithm, "searched": searched.spec, "final": final.spec, **named}
     if own := extensions.code(searched.spec["name"], algorithm):
         identity |= {"code": own}
-    run = Run.open(
-        *("search", identity, [images.fingerprint], given["out"], here), seed=given["seed"], estimate=given["estimate"]
-    )
+    run = Run.open(*("search", identity, inputs, given["out"], here), seed=given["seed"], estimate=given["estimate"])
     if run.finished is not None:
         say(f"{run.path} is finished")
         there = Architecture.load(run.path / "arch.json")
         return Found(there.space, there.choices, run.path, run.finished)
-    task = images.card.task
-    loss = OBJECTIVES[task] if objective is None else objective
-    found = _algorithm(algorithm)(searched, images, loss, SCORES[task], budget, run, **passed)
+    found = learn(budget, run)
     architecture = Architecture(final.spec, found.choices)
     if here.rank == 0:
         _write(run.path, searched, final, architecture)
@@ -174,12 +201,16 @@ def plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:
     figure = Figure(figsize=(1.9 * columns, 1.5 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     lines: dict[str, Any] = {}
+    options = dict.fromkeys(option for decision in space.decisions for option in decision.options)
+    colours = {option: f"C{k}" for k, option in enumerate(options)}  # the same in all panels
     for axis in axes.flat[len(space.decisions) :]:
         axis.remove()
     for row, (decision, axis) in enumerate(zip(space.decisions, axes.flat, strict=False)):
         alphas = history[:, row, : len(decision.options)]
         weights = np.exp(alphas - alphas.max(1, keepdims=True))
         drawn = axis.plot(weights / weights.sum(1, keepdims=True), linewidth=1)
+        for option, line in zip(decision.options, drawn, strict=True):
+            line.set_color(colours[option])
         lines |= {option: line for option, line in zip(decision.options, drawn, strict=True) if option not in lines}
         axis.set_title(decision.name, fontsize=8)
         axis.tick_params(labelsize=6)
