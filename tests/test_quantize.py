@@ -4,8 +4,10 @@ and every method as a user calls it, on the bundled network."""
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
+import operator
 
 import numpy as np
 import pytest
@@ -19,12 +21,13 @@ from phosphene import teacher as teachers
 from phosphene.compress.equalize import correct, equalize, fold, pairs, rectify, trace
 from phosphene.compress.layer_inputs import Inputs, best_range, norm_outputs, observe, stratified
 from phosphene.compress.quantize import METHODS, quantize
+from phosphene.compress.quantize_mixed import choose
 from phosphene.compress.quantize_plan import Plan
 from phosphene.compress.quantize_trained import divergence, learning_rate
 from phosphene.compress.quantized import executed, load_quantized, quantize_network
 from phosphene.compress.quantizer import fake_quantize, grid
 from phosphene.dataset import ImageDataset
-from phosphene.errors import DatasetError, Estimate, SettingsError
+from phosphene.errors import BudgetError, DatasetError, Estimate, SettingsError
 from phosphene.run import Run
 
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -307,6 +310,44 @@ def test_mixed_widths_and_ends(synthesized, tmp_path):
     assert widths[names[0]] == widths[names[-1]] == (8, 8)
     assert widths[names[1]] == (3, 5) and widths[names[2]] == (6, 6)
     assert done.result["first_layer"] == "8/8 bits" and done.result["weight_bits"] == 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), room=st.floats(2, 9))
+def test_bits_within_a_size_against_every_choice(seed, room):
+    """Never larger than allowed, and as good as the best of all choices that leave a thousandth of the room."""
+    rng = np.random.default_rng(seed)
+    weights = {name: int(rng.integers(1, 5000)) for name in "abc"}
+    found = {name: dict(zip(range(2, 9), sorted(rng.random(7))[::-1], strict=True)) for name in weights}
+    total = room * sum(weights.values())
+    bits = choose(found, weights, total)
+    taken = sum(weights[name] * bits[name] for name in weights)
+    assert taken <= total
+    every = itertools.product(range(2, 9), repeat=3)
+    spare = 0.999 * (total - 2 * sum(weights.values())) + 2 * sum(weights.values())
+    allowed = [each for each in every if sum(map(operator.mul, each, weights.values())) <= spare]
+    best = min((sum(found[n][k] for n, k in zip(weights, each, strict=True)) for each in allowed), default=math.inf)
+    assert sum(found[name][bits[name]] for name in weights) <= best + 1e-9
+
+
+def test_layers_that_matter_more_get_more_bits(synthesized, tmp_path):
+    plain = call("rtn", synthesized, tmp_path / "plain").result
+    budget = plain["mib"] * 1.001
+    done = call("rtn", synthesized, tmp_path / "mixed", size_budget=budget, data=synthesized)
+    assert done.result["mib"] <= budget and done.student.size <= budget * 2**20
+    assert len({bits for bits, _ in done.student.widths.values()}) > 1
+    assert {activation for _, activation in done.student.widths.values()} == {4}
+    fixed = call("rtn", synthesized, tmp_path / "fixed", size_budget=budget, data=synthesized, ends=8).student
+    assert fixed.widths[fixed.layers[0]] == fixed.widths[fixed.layers[-1]] == (8, 8) and fixed.size <= budget * 2**20
+    with pytest.raises(BudgetError, match="two bits everywhere make"):
+        call("rtn", synthesized, tmp_path / "none", size_budget=plain["mib"] / 3, data=synthesized)
+
+
+def test_fine_tuning_from_fitted_ranges(synthesized, tmp_path):
+    done = call("inversion", synthesized, tmp_path / "run", ranges="error")
+    assert done.result["ranges"] == "error" and done.result["ranges_from"] == "made, 64 images"
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["step"] == SHORT["steps"] - 1  # no steps that only observe
 
 
 def test_without_batchnorm_ranges_come_from_noise(tmp_path):

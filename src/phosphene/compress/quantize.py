@@ -18,6 +18,7 @@ from ..hardware import machine as decide_machine
 from ..progress import say
 from ..run import Run
 from ..teacher import Teacher
+from .quantize_mixed import mixed
 from .quantize_plan import Job, Method, Plan, widths_of
 from .quantized import Quantized, load_quantized
 
@@ -30,7 +31,7 @@ METHODS = {
     "inversion": "phosphene.compress.quantize_trained:inversion",
 }
 """name -> a `Method`"""
-RANGES = {"zeroq": "minmax"}
+RANGES = {"zeroq": "minmax", "inversion": "minmax"}
 """methods whose authors take all that was seen, where nothing else is asked for"""
 
 
@@ -62,9 +63,11 @@ def quantize(
     layer_bits: Annotated[
         list[str] | None, "a layer's own, NAME=4 or NAME=4/8 (weights/input); repeat for each"
     ] = None,
+    size_budget: Annotated[float | None, "MiB of the result: bits of weights are chosen layer by layer (ZeroQ)"] = None,
     weight_grid: Annotated[Literal["channel", "tensor"], "what of a weight shares a scale"] = "channel",
     ranges: Annotated[
-        Literal["error", "minmax"] | None, "of inputs: least squared error, or all that was seen (zeroq's default)"
+        Literal["error", "minmax"] | None,
+        "of inputs: least squared error, or all that was seen (zeroq's and inversion's default)",
     ] = None,
     data: Annotated[ImageDataset | str | Path | None, "synthesized images: to fine-tune on, or for zeroq"] = None,
     images: Annotated[int, "to find ranges on: of --data, of noise, or synthesized for zeroq"] = 256,
@@ -113,6 +116,7 @@ def quantize(
         SettingsError: a flag cannot be used.
         TeacherError: the network cannot be loaded, or has weights that are not finite.
         DatasetError: the data do not fit the teacher.
+        BudgetError: two bits everywhere are larger than `--size-budget`.
     """
     plan = Plan(
         weight_bits=weight_bits,
@@ -144,12 +148,17 @@ def quantize(
     given = None if data is None else ImageDataset.open(data)
     tested = None if test is None else test if isinstance(test, ImageDataset) else teachers.open_test(test)
     inputs = [loaded.fingerprint, *(one.fingerprint for one in (given, tested) if one is not None)]
-    run = Run.open("quantize", {"method": method, **asdict(plan)}, inputs, out, machine, seed=seed, estimate=estimate)
+    asked = {"method": method, "size_budget": size_budget, **asdict(plan)}
+    run = Run.open("quantize", asked, inputs, out, machine, seed=seed, estimate=estimate)
     if run.finished is not None:
         say(f"{run.path} is finished")
         return QuantizedRun(load_quantized(run.path, loaded.net), run.path, run.finished)
-    student, figures = chosen(Job(loaded, plan, run, given, tested))
-    return _finish(Job(loaded, plan, run, given, tested), method, student, figures)
+    job = Job(loaded, plan, run, given, tested)
+    budgeted: dict[str, float] = {}
+    if size_budget is not None:
+        job, budgeted = mixed(job, size_budget)
+    student, figures = chosen(job)
+    return _finish(job, method, student, figures | budgeted)
 
 
 def _finish(job: Job, method: str, student: Quantized, figures: dict[str, Any]) -> QuantizedRun:
@@ -170,7 +179,7 @@ def _finish(job: Job, method: str, student: Quantized, figures: dict[str, Any]) 
         "first_layer": "{}/{} bits".format(*widths[student.layers[0]]),
         "last_layer": "{}/{} bits".format(*widths[student.layers[-1]]),
         "weight_grid": job.plan.weight_grid,
-        "ranges": job.plan.ranges if method != "inversion" else "moving average",
+        "ranges": job.plan.ranges,
         **figures,
         "quantized_layers": len(student.layers),
         "left_float": len(student.left),

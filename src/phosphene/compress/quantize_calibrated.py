@@ -52,7 +52,7 @@ def dfq(job: Job) -> tuple[Quantized, dict[str, Any]]:
 
 def zeroq(job: Job) -> tuple[Quantized, dict[str, Any]]:
     """Ranges from distilled images, those given or synthesized now (Cai et al. 2020); weights rounded to nearest."""
-    data = job.data if job.data is not None else _distilled(job)
+    data = job.data if job.data is not None else distilled(job)
     check_images(data, job.teacher)
     student = attach(job)
     inputs = observe(job.teacher.net, student.layers, chunks(job, data, CHUNK))
@@ -60,7 +60,7 @@ def zeroq(job: Job) -> tuple[Quantized, dict[str, Any]]:
     return student, {"ranges_from": f"{min(job.plan.images, len(data))} images of {data.card.origin}"}
 
 
-def _distilled(job: Job) -> ImageDataset:
+def distilled(job: Job) -> ImageDataset:
     """Images synthesized from the teacher alone, kept beside the result."""
     where = None if job.run.estimating else images_folder(job.run)
     here = job.run.machine

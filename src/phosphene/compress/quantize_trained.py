@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ..dataset import ImageDataset, batches
 from ..errors import SettingsError
-from .quantize_plan import Job, Plan, attach, check_images, seen_by
+from .layer_inputs import observe
+from .quantize_plan import Job, Plan, attach, check_images, chunks, seen_by, set_ranges
 from .quantized import Quantized
 
 __all__ = ["divergence", "inversion", "learning_rate", "share_ranges"]
@@ -30,22 +31,27 @@ def inversion(job: Job) -> tuple[Quantized, dict[str, Any]]:
         raise SettingsError("--method inversion needs --data: images made by `phosphene synthesize` from this teacher")
     check_images(job.data, job.teacher)
     student, plan = attach(job), job.plan
+    moving = plan.ranges == "minmax"  # over batches, as published; else fitted to some images once
+    if not moving:
+        found = observe(job.run.machine.place(job.teacher.net), student.layers, chunks(job, job.data))
+        set_ranges(student, found, plan.ranges)
+    observed = plan.warmup if moving else 0
     labels = torch.from_numpy(job.data.labels).to(job.run.machine.device)
     opt = torch.optim.SGD(
         student.net.parameters(), plan.lr, plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.momentum > 0
     )
     track: dict[str, Any] = {"best": None, "last": None, "loss": 0.0}
 
-    for step in job.run.steps("fine-tune", plan.warmup + plan.steps, net=student.net, opt=opt, track=track):
+    for step in job.run.steps("fine-tune", observed + plan.steps, net=student.net, opt=opt, track=track):
         index, inputs, logits = _batch(job, job.data, step)
-        student.observe(step < plan.warmup)
-        if step < plan.warmup:
+        student.observe(step < observed)
+        if step < observed:
             with torch.no_grad():
                 student.net(inputs)
-            if step == plan.warmup - 1:
+            if step == observed - 1:
                 share_ranges(student, job)
             continue
-        done = step - plan.warmup + 1
+        done = step - observed + 1
         for group in opt.param_groups:
             group["lr"] = learning_rate(plan, done - 1)
         loss = _loss(job, student, inputs, logits, labels[index.to(labels.device)])
@@ -119,4 +125,5 @@ def _figures(job: Job, track: dict[str, Any]) -> dict[str, Any]:
     """The network is the last one; the best accuracy is that of an epoch chosen by looking at the test data."""
     best = {} if track["best"] is None else {"best_epoch_accuracy": track["best"]}
     assert job.data is not None
-    return {"ranges_from": f"{job.data.card.name}, moving average", "loss": track["loss"], **best}
+    how = "moving average" if job.plan.ranges == "minmax" else f"{min(job.plan.images, len(job.data))} images"
+    return {"ranges_from": f"{job.data.card.name}, {how}", "loss": track["loss"], **best}
