@@ -28,7 +28,6 @@ from ..train import train
 from ..trainee import Trained
 from . import distil_adversarial, distil_fast
 from .distil_settings import DistilRecipe, effective
-from .distil_terms import Watched
 from .distil_tests import Tests
 
 Method = Literal["data", "dfad", "dafl", "autorecon", "fast"]
@@ -213,13 +212,12 @@ class _Plan:
         recipe, teacher = self.recipe, self.teacher
         with run.seeded("generator"):
             generator = self.source.build(teacher)
-        watched = Watched(teacher, recipe, run.machine)
         tests = Tests(teacher, self.test, recipe.epochs, self.test_every, run.machine)
         if self.source.pixels:
-            figures = distil_fast.distil(run, teacher, watched, net, generator, recipe, tests)
+            figures = distil_fast.distil(run, teacher, net, generator, recipe, tests)
         else:
             classes = self.source.classes
-            figures = distil_adversarial.distil(run, watched, net, generator, classes, recipe, tests)
+            figures = distil_adversarial.distil(run, teacher, net, generator, classes, recipe, tests)
         return {**figures, **tests.result(), "generator_params": costs.params(generator)}
 
 

@@ -18,8 +18,9 @@ from ..core import Batch
 from ..hardware import Machine
 from ..objectives import distillation
 from ..run import Run
-from .distil_settings import DistilRecipe, rate
-from .distil_terms import Watched, energy
+from ..synthesis.generator_loss import Reconstruction, Weights
+from ..teacher import Teacher
+from .distil_settings import WEIGHTS, DistilRecipe, rate
 from .distil_tests import Tests
 
 POINTS = 400  # of the curves in metrics.jsonl, at most
@@ -27,7 +28,7 @@ POINTS = 400  # of the curves in metrics.jsonl, at most
 
 def distil(
     run: Run,
-    teacher: Watched,
+    teacher: Teacher,
     student: nn.Module,
     generator: nn.Module,
     classes: int,
@@ -50,7 +51,7 @@ def distil(
     machine.agree(student)
     machine.agree(generator)
     sgd, adam = student_optimizer(student, recipe), generator_optimizer(generator, recipe)
-    count = len(machine.share(recipe.batch))
+    judge, count = judged(teacher, student, recipe, machine), len(machine.share(recipe.batch))
     sums = torch.zeros(2, device=machine.device)  # losses of student and generator, over the current epoch
     states = {"student": student, "generator": generator, "sgd": sgd, "adam": adam, "sums": sums}
 
@@ -63,14 +64,14 @@ def distil(
         for _ in range(recipe.student_steps - recipe.shares):
             with torch.no_grad():
                 images, _ = draw(generator, count, recipe.latent, classes, machine)
-            learned = learn(student, sgd, images, teacher.logits(images), recipe, machine)
+                logits = forward(judge.net, images, machine)
+            learned = learn(student, sgd, images, logits, recipe, machine)
         for turn in range(recipe.generator_steps):
             images, rows = draw(generator, count, recipe.latent, classes, machine)
-            answer = teacher(images)
+            terms, logits = judge.terms(images, rows)
             if recipe.shares and turn == 0:
-                learned = learn(student, sgd, images.detach(), answer.logits.detach(), recipe, machine)
-            terms = energy(recipe, teacher, answer, lambda x=images: forward(student, x, machine), rows)
-            loss = sum(terms.values(), torch.zeros((), device=machine.device))
+                learned = learn(student, sgd, images.detach(), logits.detach(), recipe, machine)
+            loss = torch.stack(list(terms.values())).sum()
             descend(loss, adam, generator, machine)
         sums += torch.stack([learned, loss.detach()])
         if step % max(1, recipe.steps // POINTS) == 0 or step == recipe.steps - 1:
@@ -81,16 +82,22 @@ def distil(
     return {"loss": mean(each[0], machine), "generator_loss": mean(each[1], machine)}
 
 
-def draw(generator: nn.Module, count: int, latent: int, classes: int, machine: Machine) -> tuple[Tensor, Tensor | None]:
-    """Images of fresh noise ``(count, C, H, W)``, and the rows of their random labels where there are classes."""
-    inputs, rows = torch.randn(count, latent), None
+def judged(teacher: Teacher, student: nn.Module, recipe: DistilRecipe, machine: Machine) -> Reconstruction:
+    """The generator's loss; as published for these methods, images are not cut off at black and white."""
+    weights = Weights(**{name: getattr(recipe, name) for name in WEIGHTS})
+    rival = student if recipe.adversarial else None
+    return Reconstruction(teacher, machine, weights, student=rival, clip=False)
+
+
+def draw(generator: nn.Module, count: int, latent: int, classes: int, machine: Machine) -> tuple[Tensor, Tensor]:
+    """Images of fresh noise ``(count, C, H, W)``, and the rows of their random labels ``(count, classes)``."""
+    inputs, rows = torch.randn(count, latent), torch.zeros(count, 0)
     if classes:
         rows = F.one_hot(torch.randint(classes, (count,)), classes).float()
         inputs = torch.cat([inputs, rows], 1)
-        rows = rows.to(machine.device)
     with machine.autocast():
         images: Tensor = generator(machine.place(inputs))
-    return images.float(), rows
+    return images.float(), rows.to(machine.device)
 
 
 def learn(

@@ -21,27 +21,20 @@ from ..run import Run
 from ..teacher import Teacher
 from .distil_adversarial import POINTS, forward, generator_optimizer, learn, mean, student_optimizer
 from .distil_settings import DistilRecipe, cosine
-from .distil_terms import Watched, energy
+from .distil_terms import Moments, energy
 from .distil_tests import Tests
 
 Terms = dict[str, Tensor]
 
 
 def distil(
-    run: Run,
-    teacher: Teacher,
-    watched: Watched,
-    student: nn.Module,
-    generator: nn.Module,
-    recipe: DistilRecipe,
-    tests: Tests,
+    run: Run, teacher: Teacher, student: nn.Module, generator: nn.Module, recipe: DistilRecipe, tests: Tests
 ) -> dict[str, Any]:
     """Train `student` in place on a growing pool of images; the last epoch's mean loss, and the pool's size.
 
     Args:
         run: the folder, the machine and the seed.
-        teacher: says how pixels are normalised.
-        watched: the same, asked for every batch.
+        teacher: is asked for every batch.
         student: takes images as the teacher does.
         generator: z ``(N, latent)`` -> pixels ``(N, C, H, W)`` in [0, 1].
         recipe: the settings.
@@ -50,7 +43,7 @@ def distil(
     machine, warm = run.machine, recipe.warm
     student = machine.place(student).train()
     machine.agree(student)
-    source = Synthesizer(teacher, watched, generator, recipe, machine)
+    source = Synthesizer(teacher, generator, recipe, machine)
     sgd, total = student_optimizer(student, recipe), (recipe.epochs - warm) * recipe.iterations * recipe.student_steps
     total_loss = torch.zeros((), device=machine.device)  # over the current epoch
     states = {**source.states, "student": student, "sgd": sgd, "loss": total_loss, "tests": tests.curve}
@@ -68,7 +61,9 @@ def distil(
             run.log(**{name: mean(term, machine) for name, term in terms.items()})
         sgd.param_groups[0]["lr"] = cosine(recipe.lr, step, total)
         images = source.batch(view)
-        loss = learn(student, sgd, images, watched.logits(images), recipe, machine)
+        with torch.no_grad():
+            logits = forward(source.net, images, machine)
+        loss = learn(student, sgd, images, logits, recipe, machine)
         total_loss += loss
         if step % max(1, total // POINTS) == 0 or step == total - 1:
             run.log(student=mean(loss, machine), lr=sgd.param_groups[0]["lr"])
@@ -81,17 +76,15 @@ class Synthesizer:
     """The common generator θ, the statistics that its images have had, and the images themselves, in 8 bits.
 
     Args:
-        teacher: how pixels are normalised.
-        watched: is asked for every step.
+        teacher: judges the images.
         generator: z ``(N, latent)`` -> pixels ``(N, C, H, W)`` in [0, 1].
         recipe: the settings.
         machine: where.
     """
 
-    def __init__(
-        self, teacher: Teacher, watched: Watched, generator: nn.Module, recipe: DistilRecipe, machine: Machine
-    ) -> None:
-        self.teacher, self.watched, self.recipe, self.machine = teacher, watched, recipe, machine
+    def __init__(self, teacher: Teacher, generator: nn.Module, recipe: DistilRecipe, machine: Machine) -> None:
+        self.teacher, self.recipe, self.machine = teacher, recipe, machine
+        self.net, self.probe = machine.place(teacher.net), Moments(teacher, machine) if recipe.bn else None
         self.generator = machine.place(generator).train()
         machine.agree(self.generator)
         self.count = len(machine.share(recipe.batch))
@@ -100,12 +93,13 @@ class Synthesizer:
         self.outer.param_groups[0]["lr"] = recipe.generator_lr * recipe.generator_steps
         self.pool = torch.zeros(recipe.steps * self.count, *teacher.shape, dtype=torch.uint8)
         self.kept = torch.zeros((), dtype=torch.long)
-        self.gaps = torch.zeros(2, watched.channels, device=machine.device)  # of all images so far
+        size = (0,) if self.probe is None else self.probe.shape
+        self.moments = torch.zeros(size, device=machine.device)  # of the batches so far
 
     @property
     def states(self) -> dict[str, Any]:
         """What a checkpoint needs."""
-        named = {"generator": self.generator, "outer": self.outer, "gaps": self.gaps}
+        named = {"generator": self.generator, "outer": self.outer, "moments": self.moments}
         return {**named, "pool": self.pool, "kept": self.kept}
 
     def synthesize(self, student: nn.Module, recipe: DistilRecipe) -> Terms:
@@ -116,16 +110,14 @@ class Synthesizer:
         groups = [{"params": list(adapted.parameters())}, {"params": [latents], "lr": recipe.latent_lr}]
         inner = torch.optim.Adam(groups, recipe.generator_lr, (recipe.generator_beta, 0.999))
         for _ in range(recipe.generator_steps):
-            loss, _, _, _ = self._loss(adapted, latents, student, recipe)
+            loss, _, _ = self._loss(adapted, latents, student, recipe)
             loss.backward(inputs=[*adapted.parameters(), latents])
             self.machine.average(p.grad for p in adapted.parameters())
             inner.step()
             inner.zero_grad(set_to_none=True)
-        loss, terms, pixels, gaps = self._loss(adapted, latents.detach(), student, recipe)
+        loss, terms, pixels = self._loss(adapted, latents.detach(), student, recipe, keep=True)
         self._move(torch.autograd.grad(loss, list(adapted.parameters())))
         self._keep(pixels)
-        if gaps is not None:
-            self.gaps.copy_(gaps.detach())
         student.train()
         return terms
 
@@ -135,18 +127,23 @@ class Synthesizer:
         return self.teacher.normalise(self.machine.place(view.move(self.pool[index])))
 
     def _loss(
-        self, generator: nn.Module, latents: Tensor, student: nn.Module, recipe: DistilRecipe
-    ) -> tuple[Tensor, Terms, Tensor, Tensor | None]:
-        """The loss, its terms, the pixels, and the gaps of their statistics as averaged over batches."""
+        self, generator: nn.Module, latents: Tensor, student: nn.Module, recipe: DistilRecipe, keep: bool = False
+    ) -> tuple[Tensor, Terms, Tensor]:
+        """The loss, its terms and the pixels; `keep` says that these are the batch's final images."""
         with self.machine.autocast():
             pixels = generator(latents).float()
-        inputs = self.teacher.normalise(pixels)
-        answer = self.watched(inputs)
-        if answer.gaps is not None:
+        inputs, distance = self.teacher.normalise(pixels), None
+        if self.probe is None:
+            logits = forward(self.net, inputs, self.machine)
+        else:
+            logits, moments = self.probe.moments(inputs)
             old = recipe.bn_momentum if int(self.kept) else 0.0
-            answer = answer._replace(gaps=old * self.gaps + (1 - old) * answer.gaps)
-        terms = energy(recipe, self.watched, answer, lambda: forward(student, inputs, self.machine), None)
-        return torch.stack(list(terms.values())).sum(), terms, pixels, answer.gaps
+            moments = old * self.moments + (1 - old) * moments
+            distance = self.probe.distance(moments)
+            if keep:
+                self.moments.copy_(moments.detach())
+        terms = energy(recipe, logits, lambda: forward(student, inputs, self.machine), distance)
+        return torch.stack(list(terms.values())).sum(), terms, pixels
 
     def _move(self, gradients: tuple[Tensor, ...]) -> None:
         """A step of θ along the gradient at the adapted weights: first-order meta-learning."""

@@ -38,10 +38,8 @@ class DistilRecipe:
     generator_decays: tuple[float, ...] = ()
     warmup: float = 0.0
     student_loss: str = "l1"  # or kl
-    disagreement: str = "l1"  # or js: what the adversarial term measures
     temperature: float = 1.0
     bn_momentum: float = 0.0
-    bn_measure: str = "squares"  # of GDFQ; or norms, of DeepInversion
     adversarial: float = 0.0
     label: float = 0.0
     one_hot: float = 0.0
@@ -84,7 +82,7 @@ METHODS: dict[str, DistilRecipe] = {
     "fast": DistilRecipe(
         epochs=220, iterations=1, student_steps=400, generator_steps=2, batch=256, latent=256, lr=0.2, momentum=0.9,
         weight_decay=1e-4, generator_lr=5e-3, latent_lr=0.015, generator_beta=0.5, warmup=1 / 11, student_loss="kl",
-        disagreement="js", temperature=20.0, bn_momentum=0.9, bn_measure="norms", adversarial=1.1, one_hot=0.4, bn=10.0,
+        temperature=20.0, bn_momentum=0.9, adversarial=1.1, one_hot=0.4, bn=10.0,
     ),
 }  # fmt: skip
 """method -> what is published of it"""
@@ -102,6 +100,9 @@ def effective(method: str, given: dict[str, Any]) -> DistilRecipe:
     for key in ("weight_decay", "latent_lr", *WEIGHTS):
         if getattr(recipe, key) < 0:
             raise SettingsError(f"{_flag(key)} {getattr(recipe, key)} is negative; 0 turns it off")
+    for key in ("label", "activation"):
+        if method == "fast" and getattr(recipe, key):
+            raise SettingsError(f"{_flag(key)} {getattr(recipe, key)} is no term of --method fast; leave it out")
     if not 0 <= recipe.momentum < 1:
         raise SettingsError(f"--momentum {recipe.momentum} is not in [0, 1)")
     needed = WEIGHTS[1:] if recipe.warmup else WEIGHTS  # nobody to disagree with during a warm-up
