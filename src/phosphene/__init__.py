@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from .studies.distinguish import distinguish as study_distinguish
     from .studies.which import which as study_which
     from .synthesis.command import synthesize
+    from .synthesis.generator import train as train_generator
     from .synthesis.noise import noise
     from .synthesis.unreal import fractal as unreal_fractal
     from .synthesis.unreal import noise as unreal_noise
@@ -97,6 +98,7 @@ __all__ = [
     "study_which",
     "synthesize",
     "train",
+    "train_generator",
     "unreal_fractal",
     "unreal_noise",
     "unreal_random_labels",
@@ -131,6 +133,7 @@ _WHERE = {
     "study_which": "studies.which:which",
     "synthesize": "synthesis.command:synthesize",
     "train": "train:train",
+    "train_generator": "synthesis.generator:train",
     "unreal_fractal": "synthesis.unreal:fractal",
     "unreal_noise": "synthesis.unreal:noise",
     "unreal_random_labels": "synthesis.unreal:random_labels",
