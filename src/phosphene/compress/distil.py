@@ -54,7 +54,7 @@ def distill(
     latent: Annotated[int | None, "entries of the generator's noise"] = None,
     generator: Annotated[
         Architecture | str | None,
-        "its architecture: a run folder of a search, an arch.json, autorecon-cifar10, gdfq-cifar, ...; default: DFAD's",
+        "its design: a run folder of a search, an arch.json, autorecon-cifar10, gdfq-cifar, ...; default: DFAD's",
     ] = None,
     scale: Annotated[float | None, "of the generator's channels, 1 as published"] = None,
     lr: Annotated[float | None, "of the student, at its highest"] = None,
