@@ -124,6 +124,7 @@ def train(
     if run.finished is not None:
         return run.finished
     made = optimise(found, loss, latents, run, steps=steps, batch=batch, lr=lr, schedule=schedule)
+    run.disk(sum(tensor.numel() * tensor.element_size() for tensor in made.state_dict().values()))
     result = measured(made, loss, Latents(loaded.classes, latents.latent, seed, stream="test"), batch)
     if not run.estimating:
         write(run, found, made, {"teacher": loaded.describe(), "view": view})
