@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..dataset import ImageDataset, batches
 from ..errors import SettingsError
+from ..synthesis.parametrization import numbered
 from .layer_inputs import observe
 from .quantize_plan import Job, Plan, attach, check_images, chunks, seen_by, set_ranges
 from .quantized import Quantized
@@ -68,8 +69,8 @@ def _batch(job: Job, data: ImageDataset, step: int) -> tuple[Tensor, Tensor, Ten
     """This rank's indices, images and the teacher's logits: a function of (seed, step, rank) alone."""
     machine = job.run.machine
     index = batches(len(data), job.plan.batch, job.run.seed, step)[machine.rank :: machine.world]
-    seed = hash((job.run.seed, step, machine.rank)) & ((1 << 62) - 1)  # of integers: the same in every process
-    inputs = machine.place(seen_by(job, data, index, torch.Generator().manual_seed(seed), flip=job.plan.flip))
+    numbers = numbered(job.run.seed, step * machine.world + machine.rank)
+    inputs = machine.place(seen_by(job, data, index, numbers, flip=job.plan.flip))
     with torch.no_grad(), machine.autocast():
         logits: Tensor = machine.place(job.teacher.net)(inputs)
     return index, inputs, logits.float()
