@@ -85,6 +85,9 @@ def test_dafl_terms():
     q = p.mean(0)
     assert information_entropy(z).item() == pytest.approx((q * np.log(q)).sum(), rel=1e-9)
     assert information_entropy(torch.zeros(3, 4)).item() == pytest.approx(-math.log(4), rel=1e-6)
+    surer = torch.tensor([[200.0, 0.0, -200.0]], requires_grad=True)  # of two classes p is 0 in float32
+    (slope,) = torch.autograd.grad(information_entropy(surer), surer)
+    assert slope.isfinite().all()
     f = random(5, 7)
     assert activation(f).item() == pytest.approx(-np.abs(f.numpy()).mean(), rel=1e-6)
 

@@ -20,8 +20,8 @@ class GDFQ(nn.Module):
     "gdfq-cifar" multiplies z by the label's embedding and has plain BatchNorm; "gdfq-imagenet" takes z as it is, and
     its BatchNorm is conditional on the label.
 
-    ``forward(inputs)``: z beside the label row ``(N, latent + classes)`` -> images ``(N, C, H, W)``; there is nothing that
-    gates could choose.
+    ``forward(inputs)``: z beside the label row ``(N, latent + classes)`` -> images ``(N, C, H, W)``; there is nothing
+    that gates could choose.
     """
 
     def __init__(self, design: str, *, shape: Sequence[int], classes: int, latent: int, scale: float) -> None:

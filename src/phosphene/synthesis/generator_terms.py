@@ -5,6 +5,8 @@ Every loss is lower where what it wants is reached; logits are ``(N, K)``, image
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,8 +42,8 @@ def information_entropy(logits: Tensor) -> Tensor:
 
     In nats and without the paper's 1/K; the release takes log10, so that its weight of 5 is 2.17 here.
     """
-    p = logits.softmax(dim=1).mean(dim=0)
-    total: Tensor = torch.special.xlogy(p, p).sum()
+    log_p = logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(len(logits))  # finite where p underflows
+    total: Tensor = (log_p.exp() * log_p).sum()
     return total
 
 
