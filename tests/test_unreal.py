@@ -465,7 +465,7 @@ PAGE = (SRC.parent / "docs" / "unreal.md").read_text()
 
 def test_the_commands_of_the_page_are_commands():
     lines = [line.split()[1:] for line in PAGE.splitlines() if line.startswith("phosphene ")]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for words in lines:
         cli.command(" ".join(words[:2])).make_context(words[1], words[2:])
 
