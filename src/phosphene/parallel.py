@@ -9,6 +9,7 @@ A call that fails does not disturb the others. Ctrl-C and SIGTERM reach the call
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import tempfile
@@ -29,6 +30,7 @@ from .progress import among_others, say, span
 Call = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
 Backend = Literal["joblib", "ray"]
 
+EACH = 4  # calls of each worker where work is shared out: a kill loses what they are at
 _LINE_EVERY = 15.0  # seconds between lines about what is left
 _WATCH_EVERY = 0.2  # seconds between a worker's looks at the stop file and at its parent
 
@@ -41,6 +43,13 @@ class Outcome:
     value: Any = None
     error: tuple[str, str, str] | None = None
     stopped: bool = False
+
+
+def shared_out(count: int, jobs: int) -> list[slice]:
+    """`count` things in equal parts, one for each call: all in one with one job, else `EACH` for a worker."""
+    parts = 1 if jobs == 1 else min(count, EACH * jobs)
+    bounds = [count * k // max(1, parts) for k in range(parts + 1)]
+    return list(itertools.starmap(slice, itertools.pairwise(bounds)))
 
 
 def side_by_side(calls: Sequence[Call], *, jobs: int = 1, backend: Backend = "joblib", title: str) -> list[Any]:

@@ -28,6 +28,7 @@ from .sizes import SpaceName, of_run, pair, settled
 SCORING: tuple[str, ...] = ("supernet", "candidates", "by", "held_out", "score_images", "score_batch", "calibration")
 SCORING += ("jobs", "backend", "give_up", "soft_weight")
 SPREAD = ("jobs", "backend")  # change no result
+REGULARIZED = ("candidates", "drawn", "children")
 EVOLVED = ("generations", "top", "mutants", "crossings", "probability")
 PUBLISHED = {"batch": 1024, "lr": 0.5}  # the rate of that batch; in proportion for others
 
@@ -194,14 +195,18 @@ def evolution(
     given = dict(locals())
     if supernet is None:
         raise SettingsError("--supernet is missing: the run folder of a finished search, such as `search spos`")
-    size = (100 if method == "regularized" else 50) if population is None else population
-    given |= {"population": size}
+    settings = evolving(given)
+    check_give_up(give_up, top if method == "population" else 1)
+    return on_supernet("evolution", given, settings)
+
+
+def evolving(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the method that was asked for, checked; `given` gets its population where none was."""
+    own, usual = (REGULARIZED, 100) if given["method"] == "regularized" else (EVOLVED, 50)
+    given["population"] = usual if given["population"] is None else given["population"]
     at_least(given, 1, "candidates", "population", "drawn", "children", "generations", "top")
     at_least(given, 0, "mutants", "crossings")
-    check_give_up(give_up, top if method == "population" else 1)
-    own = ("candidates", "drawn", "children") if method == "regularized" else EVOLVED
-    settings = {name: given[name] for name in own} | {"method": method, "size": size, "soft_weight": soft_weight}
-    return on_supernet("evolution", given, settings)
+    return {name: given[name] for name in (*own, "method", "soft_weight")} | {"size": given["population"]}
 
 
 def on_supernet(algorithm: str, given: dict[str, Any], settings: dict[str, Any]) -> Found:

@@ -11,7 +11,7 @@ from ..latency import TABLE, On
 from ..parallel import Backend
 from ..proxies import GRADED, LEAST, SIZES, check
 from ..teacher import Teacher, load
-from .command_paths import EVOLVED, SPREAD, at_least
+from .command_paths import SPREAD, at_least, evolving
 from .evolution import Method
 from .found import Found, find, open_data
 from .online import check_teacher
@@ -76,10 +76,10 @@ def training_free(
     """
     given = dict(locals())
     check(proxy)
-    size = (100 if method == "regularized" else 50) if population is None else population
-    given |= {"population": size, "precision": "fp32"}
-    at_least(given, 1, "candidates", "population", "drawn", "children", "generations", "top", "jobs")
-    at_least(given, 0, "mutants", "crossings", "soft_weight")
+    given |= {"precision": "fp32"}
+    settings = evolving(given)
+    at_least(given, 1, "jobs")
+    at_least(given, 0, "soft_weight")
     at_least(given, LEAST, "images")
     opened = open_data(given.pop("data"))
     if proxy not in SIZES and images > len(opened):
@@ -93,8 +93,6 @@ def training_free(
     if asked is not None:
         check_teacher(asked, opened, augment)
     _, final = pair(given, opened, augment)
-    own = ("candidates", "drawn", "children") if method == "regularized" else EVOLVED
-    names = ("proxy", "images", "method", "soft_weight", *SPREAD, *own)
-    passed = {name: given[name] for name in names} | {"size": size, "teacher": asked}
+    passed = settings | {name: given[name] for name in ("proxy", "images", *SPREAD)} | {"teacher": asked}
     named = {name: value for name, value in given.items() if name not in (*SPREAD, "checkpoint")}
     return find("training-free", opened, augment, named, passed, sizes=(final, final))

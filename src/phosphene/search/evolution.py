@@ -84,13 +84,26 @@ def search(
     hopeless = None if give_up is None else GiveUp(give_up, by, partial(missed, budget, soft_weight))
     side = {"jobs": jobs, "backend": backend}
     scores = Scores(space, how, run.path / "scores.jsonl", run.machine, give_up=hopeless, **side)  # type: ignore[arg-type]
-    evolve = {"population": population, "regularized": regularized}[method]
-    archive: Archive = evolve(space, aimed(scores.by(by), budget, soft_weight), budget, run, **settings)  # type: ignore[operator]
+    archive = evolve(method, space, scores.by(by), budget, run, soft_weight, **settings)
     scores.settle()
     for entry in archive:
         entry |= {"stopped_early": True} if scores.stopped_early(choices_of(space, entry)) else {}
     write(run, archive, by)
     return Architecture(space.spec, choices_of(space, best(archive, 1)[0]))
+
+
+def evolve(
+    method: Method,
+    space: SearchSpace,
+    evaluate: Evaluate,
+    budget: Budget,
+    run: Run,
+    soft_weight: float,
+    **settings: Any,
+) -> Archive:
+    """All that one of the two methods scores, misses of soft targets weighed in."""
+    methods: dict[Method, Callable[..., Archive]] = {"population": population, "regularized": regularized}
+    return methods[method](space, aimed(evaluate, budget, soft_weight), budget, run, **settings)
 
 
 def population(

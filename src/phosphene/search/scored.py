@@ -9,7 +9,6 @@ What a candidate is held against depends on no jobs and no interruption: it is w
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -22,7 +21,7 @@ from ..core import Choices, SearchSpace
 from ..dataset import ImageDataset
 from ..errors import RunError
 from ..hardware import Machine
-from ..parallel import Backend, Call, side_by_side
+from ..parallel import Backend, Call, shared_out, side_by_side
 from ..scoring import By, Figures, Scorer, Scoring, Seen, canonical
 from .giving_up import GiveUp, Rival
 from .halves import number, parts
@@ -34,7 +33,6 @@ Key = tuple[int, ...]
 Evaluate = Callable[[Sequence[Choices]], list[float]]
 """Candidates -> a score each; higher is better."""
 
-PARTS = 4  # calls of each worker: a kill loses what they are at
 ROUND = 64  # candidates that are held against the same others
 _HERE: dict[tuple[object, ...], Scorer] = {}  # of this process, one at a time
 
@@ -188,9 +186,7 @@ class Scores:
                 os.fsync(file.fileno())
 
     def _side_by_side(self, choices: list[Choices], rivals: Sequence[Rival]) -> list[Entry]:
-        count = 1 if self.jobs == 1 else min(len(choices), PARTS * self.jobs)
-        bounds = [len(choices) * k // max(1, count) for k in range(count + 1)]
-        pieces = list(itertools.starmap(slice, itertools.pairwise(bounds)))
+        pieces = shared_out(len(choices), self.jobs)
         if self.give_up is None:
             calls: list[Call] = [(score_part, (self.how, choices[piece]), {}) for piece in pieces]
         else:

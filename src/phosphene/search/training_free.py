@@ -8,7 +8,6 @@ architecture alone. It is kept for each network; an interrupted run scores at mo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,13 @@ from ..core import Architecture, Batch, Choices, Objective, Score, SearchSpace
 from ..costs import Budget
 from ..dataset import ImageDataset
 from ..hardware import machine as decide_machine
-from ..parallel import Backend, Call, side_by_side
+from ..parallel import Backend, Call, shared_out, side_by_side
 from ..proxies.batch import draw
 from ..proxies.command import OFF
 from ..run import Run
 from ..teacher import Teacher
 from . import evolution
 from .evolution import Method
-
-PARTS = 4  # calls of each worker
 
 
 def search(
@@ -73,9 +70,7 @@ def search(
     if proxy not in proxies.SIZES:
         batch = draw(data, images, run.seed, decide_machine(str(run.machine.device), "fp32"), teacher)
     scores = Scores(Fresh(proxy, space.spec, batch, objective, run.seed), space, jobs, backend)
-    evolve = {"regularized": evolution.regularized, "population": evolution.population}[method]
-    aimed = evolution.aimed(scores, budget, soft_weight)
-    archive = evolve(space, aimed, budget, run, **settings)  # type: ignore[operator]
+    archive = evolution.evolve(method, space, scores, budget, run, soft_weight, **settings)
     evolution.write(run, archive, proxy)
     return Architecture(space.spec, evolution.choices_of(space, evolution.best(archive, 1)[0]))
 
@@ -114,8 +109,6 @@ class Scores:
     def _side_by_side(self, choices: list[Choices]) -> list[float]:
         if self.jobs == 1 or len(choices) < 2:
             return self.fresh(choices)
-        count = min(len(choices), PARTS * self.jobs)
-        bounds = [len(choices) * k // count for k in range(count + 1)]
-        calls: list[Call] = [(self.fresh, (choices[a:b],), {}) for a, b in itertools.pairwise(bounds)]
+        calls: list[Call] = [(self.fresh, (choices[part],), {}) for part in shared_out(len(choices), self.jobs)]
         parts = side_by_side(calls, jobs=self.jobs, backend=self.backend, title="scores")
         return [value for part in parts for value in part]
