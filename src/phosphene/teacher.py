@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .card import Card
 from .dataset import ImageDataset
 from .errors import DatasetError, SettingsError, TeacherError
 from .hardware import Machine
@@ -71,6 +72,13 @@ class Teacher:
             logits: Tensor = machine.place(self.net)(machine.place(inputs))
         sharp = logits.float() / temperature
         return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
+
+    def card(self, name: str, origin: str, recipe: dict[str, Any], **own: Any) -> Card:
+        """The card of images that were made for this teacher; `own`: fields that differ from what it takes."""
+        names = list(self.class_names) if self.class_names else None
+        facts: dict[str, Any] = {"shape": self.shape, "classes": self.classes, "class_names": names}
+        facts |= {"mean": list(self.mean), "std": list(self.std), "teacher": self.describe()}
+        return Card(name=name, origin=origin, recipe=recipe, **(facts | own))
 
     def describe(self) -> dict[str, Any]:
         """What a card says of the teacher: JSON, enough to see whether two data sets had the same one."""

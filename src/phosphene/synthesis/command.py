@@ -231,23 +231,14 @@ def _card(plan: Plan, inverter: Inverter, run: Run, shares: list[float]) -> Card
     notes = {"seeds": list(SEEDS), **student}
     if recipe.parametrization == "fourier" and inverter.geometry.regional:
         notes["regional"] = "a spectrum belongs to the whole canvas, so that pixels outside of the region move too"
-    return Card(
-        name=run.path.name,
-        origin="synthesis",
-        shape=(teacher.shape[0], *inverter.geometry.canvas),
-        classes=teacher.classes,
-        class_names=list(teacher.class_names) if teacher.class_names else None,
-        mean=list(teacher.mean),
-        std=list(teacher.std),
-        label_view=recipe.label_view if inverter.geometry.regional else "full",
-        teacher=teacher.describe(),
-        recipe={
-            "seed": run.seed,
-            "precision": run.machine.precision,
-            "images": plan.images,
-            "crop": list(inverter.geometry.crop),
-            "shares": shares,
-            **settings_of(recipe),
-        },
-        extra=notes,
-    )
+    view = recipe.label_view if inverter.geometry.regional else "full"
+    made = {
+        "seed": run.seed,
+        "precision": run.machine.precision,
+        "images": plan.images,
+        "crop": list(inverter.geometry.crop),
+        "shares": shares,
+        **settings_of(recipe),
+    }
+    canvas = (teacher.shape[0], *inverter.geometry.canvas)
+    return teacher.card(run.path.name, "synthesis", made, shape=canvas, label_view=view, extra=notes)

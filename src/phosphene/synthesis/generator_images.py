@@ -106,15 +106,6 @@ def _write(order: Order, settings: dict[str, Any], run: Run) -> None:
 
 
 def _card(order: Order, settings: dict[str, Any], run: Run) -> Card:
-    teacher, found = order.teacher, order.trained.architecture
-    return Card(
-        name=run.path.name,
-        origin="generator",
-        shape=teacher.shape,
-        classes=teacher.classes,
-        class_names=list(teacher.class_names) if teacher.class_names else None,
-        mean=list(teacher.mean),
-        std=list(teacher.std),
-        teacher=teacher.describe(),
-        recipe={**settings, "seed": run.seed, "space": found.space, "choices": found.choices},
-    )
+    found = order.trained.architecture
+    recipe = {**settings, "seed": run.seed, "space": found.space, "choices": found.choices}
+    return order.teacher.card(run.path.name, "generator", recipe)

@@ -98,14 +98,4 @@ def draw(chunk: int, spectrum: float, amplitude: float, teacher: Teacher, seed: 
 
 
 def _card(teacher: Teacher, settings: dict[str, float], run: Run) -> Card:
-    return Card(
-        name=run.path.name,
-        origin="noise",
-        shape=teacher.shape,
-        classes=teacher.classes,
-        class_names=list(teacher.class_names) if teacher.class_names else None,
-        mean=list(teacher.mean),
-        std=list(teacher.std),
-        teacher=teacher.describe(),
-        recipe={**settings, "seed": run.seed},
-    )
+    return teacher.card(run.path.name, "noise", {**settings, "seed": run.seed})
