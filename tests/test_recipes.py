@@ -215,6 +215,11 @@ def test_a_figure_of_a_list_becomes_one_for_each_of_its_names(tmp_path):
     source = write(tmp_path, whole + several)
     found = {f["label"]: f for f in recipe.run(source, out=tmp_path / "o")["figures"] if f.get("group") == "Parts"}
     assert found["all of it"]["mean"] == 30.5 and found["its inside"]["mean"] == 0.5
+    rows = whole.replace('"its inside"', '{ label = "inside", published = 0.7 }')
+    (more,) = [
+        f for f in stages.read(write(tmp_path, rows + several, "rows"), "smoke").figures if f["label"] == "inside"
+    ]
+    assert more["published"] == 0.7 and more["key"] == "inner.x"
     with pytest.raises(RecipeError, match=r"each.*did you mean 'parts'"):
         stages.read(write(tmp_path, whole + several.replace('"parts"', '"part"'), "other"), "smoke")
     with pytest.raises(RecipeError, match=r"each.*there are none"):

@@ -7,7 +7,7 @@
     [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales,
                                  interval = [key, key] (where a study gives one); the key "minutes" is the job's time
     [lists.rows]                 name = "label", …: a figure with each = "rows" becomes one for each of them, {name}
-                                 and that label filled in
+                                 and that label filled in; name = {label = "…", published = …} fills in more
 
 A stage with seeds and cases becomes one job for each pair. In a setting, `{images}`, `{seed}` and `{case}` are filled
 in, `$NAME` is read from the environment, and `@stage` is the folder of an earlier stage's job: the one of the same
@@ -290,7 +290,8 @@ def _each(figure: dict[str, Any], lists: Mapping[str, Any], path: Path) -> list[
         return [figure]
     known({figure["each"]: None}, lists, f"{path} [[figure]] each")
     rest = {key: value for key, value in figure.items() if key != "each"}
-    return [{"label": label, **_named(rest, name)} for name, label in lists[figure["each"]].items()]
+    entries = {name: own if isinstance(own, dict) else {"label": own} for name, own in lists[figure["each"]].items()}
+    return [{**own, **_named(rest, name)} for name, own in entries.items()]
 
 
 def _named(value: Any, name: str) -> Any:
