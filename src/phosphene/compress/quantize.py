@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,27 +11,19 @@ from torch import nn
 
 from .. import costs
 from .. import teacher as teachers
+from ..core import Architecture
 from ..dataset import ImageDataset
-from ..errors import SettingsError
 from ..hardware import machine as decide_machine
 from ..progress import say
 from ..run import Run
 from ..teacher import Teacher
-from .quantize_mixed import mixed
-from .quantize_plan import Job, Method, Plan, widths_of
+from . import quantize_generator as generators
+from . import quantize_settings as settings
+from .quantize_mixed import mixed as mixed_widths
+from .quantize_plan import Job
 from .quantized import Quantized, load_quantized
 
-__all__ = ["METHODS", "QuantizedRun", "quantize"]
-
-METHODS = {
-    "rtn": "phosphene.compress.quantize_calibrated:rtn",
-    "dfq": "phosphene.compress.quantize_calibrated:dfq",
-    "zeroq": "phosphene.compress.quantize_calibrated:zeroq",
-    "inversion": "phosphene.compress.quantize_trained:inversion",
-}
-"""name -> a `Method`"""
-RANGES = {"zeroq": "minmax", "inversion": "minmax"}
-"""methods whose authors take all that was seen, where nothing else is asked for"""
+__all__ = ["QuantizedRun", "quantize"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class QuantizedRun:
 def quantize(
     teacher: Annotated[Teacher | nn.Module | str, "the trained network; see `phosphene teacher show --help`"],
     *,
-    method: Annotated[str, lambda: tuple(METHODS), "how"] = "rtn",
+    method: Annotated[str, lambda: tuple(settings.METHODS), "how"] = "rtn",
     weight_bits: Annotated[int, "2 to 8"] = 4,
     activation_bits: Annotated[int, "2 to 8"] = 4,
     ends: Annotated[int | None, "bits of the first and the last layer, if others: 8 is usual"] = None,
@@ -73,7 +64,10 @@ def quantize(
     images: Annotated[int, "to find ranges on: of --data, of noise, or synthesized for zeroq"] = 256,
     steps: Annotated[int, "of fine-tuning"] = 2000,
     epoch: Annotated[int, "steps between two measurements on the test data"] = 200,
-    warmup: Annotated[int, "batches before, in which only ranges are observed"] = 50,
+    warmup: Annotated[
+        int | None,
+        "batches before: ranges are observed, a generator learns; default 50, with a generator STEPS/5 to 800",
+    ] = None,
     batch: Annotated[int, "images a step, over all processes"] = 200,
     lr: Annotated[float, "learning rate"] = 1e-4,
     momentum: Annotated[float, "of Nesterov's kind"] = 0.9,
@@ -86,6 +80,21 @@ def quantize(
         "elements"
     ),
     flip: Annotated[bool, "mirror half of the images of --data in fine-tuning"] = True,
+    hard: Annotated[
+        float | None, "no cross-entropy where the teacher doubts the label by more, 0 to 1; SynQ has .5"
+    ] = None,
+    low_pass: Annotated[float | None, "cutoff of a filter on the images, in cycles an image; SynQ"] = None,
+    arch: Annotated[Architecture | str | None, "the generator: gdfq-cifar, autorecon-cifar10 …, arch.json, RUN"] = None,
+    generator: Annotated[str | Path | None, "begin with this run of `generator train`, or of this command"] = None,
+    scale: Annotated[float | None, "of the generator's channels, 1 as published"] = None,
+    latent: Annotated[int | None, "length of the generator's z, 100 as published"] = None,
+    generator_lr: Annotated[float | None, "of the generator's Adam, .001 as published; 0: it stays as it is"] = None,
+    label: Annotated[float | None, "generator's loss: cross-entropy to the label; 1 as published"] = None,
+    bn: Annotated[float | None, "generator's loss: BatchNorm statistics; .1 as published"] = None,
+    entropy: Annotated[float | None, "generator's loss: classes equally frequent; DAFL"] = None,
+    mix: Annotated[float | None, "share of the labels that are mixtures; Qimera has .4"] = None,
+    mixed: Annotated[int | None, "labels in a mixture; 2"] = None,
+    clip: Annotated[bool | None, "cut off the generator's images at black and white"] = None,
     test: Annotated[
         ImageDataset | str | Path | None, "labelled data to report the accuracy on; nothing is chosen"
     ] = None,
@@ -107,9 +116,11 @@ def quantize(
         phosphene quantize digits --method rtn --test digits
         phosphene quantize digits --method dfq --weight-bits 8 --activation-bits 8 --weight-grid tensor
         phosphene quantize digits --method inversion --data d --lr 0.001 --steps 500 --test digits
+        phosphene quantize digits --method gdfq --scale 0.25 --steps 300 --test digits
 
     `rtn` rounds weights to the nearest and takes the ranges of activations from BatchNorm statistics; `dfq` equalizes
-    layers and corrects biases besides; `zeroq` takes the ranges from synthesized images; `inversion` trains on them.
+    layers and corrects biases besides; `zeroq` takes the ranges from synthesized images; `inversion` trains on them;
+    `gdfq` and `autorecon` train on the images of a generator that learns beside, of people's or of searched design.
     The accuracy is that of the network that is saved, the last one; the best epoch's stands beside it as what it is.
 
     Raises:
@@ -118,45 +129,25 @@ def quantize(
         DatasetError: the data do not fit the teacher.
         BudgetError: two bits everywhere are larger than `--size-budget`.
     """
-    plan = Plan(
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        ends=ends,
-        widths=_widths(layer_bits),
-        weight_grid=weight_grid,
-        ranges=ranges or RANGES.get(method, "error"),
-        images=images,
-        steps=steps,
-        epoch=epoch,
-        warmup=warmup,
-        batch=batch,
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        schedule=schedule,
-        temperature=temperature,
-        ce_weight=ce_weight,
-        kl_weight=kl_weight,
-        kl=kl,
-        flip=flip,
-    )
-    chosen = _method(method)
-    _check(plan)
+    given = dict(locals())
+    plan, chosen = settings.plan_of(method, given), settings.method_of(method)
     told = {"mean": mean, "std": std, "size": size, "channels": channels, "classes": classes}
     loaded = teachers.load(teacher, checkpoint=checkpoint, **told)  # type: ignore[arg-type]
     machine = decide_machine(device, precision)
-    given = None if data is None else ImageDataset.open(data)
+    images_given = None if data is None else ImageDataset.open(data)
     tested = None if test is None else test if isinstance(test, ImageDataset) else teachers.open_test(test)
-    inputs = [loaded.fingerprint, *(one.fingerprint for one in (given, tested) if one is not None)]
-    asked = {"method": method, "size_budget": size_budget, **asdict(plan)}
+    inputs = [loaded.fingerprint, *(one.fingerprint for one in (images_given, tested) if one is not None)]
+    made = generators.plan_of(method, loaded, given) if method in settings.GENERATED else None
+    beside = {} if made is None else {"generator": made.identity}
+    asked = {"method": method, "size_budget": size_budget, **asdict(plan), **beside}
     run = Run.open("quantize", asked, inputs, out, machine, seed=seed, estimate=estimate)
     if run.finished is not None:
         say(f"{run.path} is finished")
         return QuantizedRun(load_quantized(run.path, loaded.net), run.path, run.finished)
-    job = Job(loaded, plan, run, given, tested)
+    job = Job(loaded, plan, run, images_given, tested, made)
     budgeted: dict[str, float] = {}
     if size_budget is not None:
-        job, budgeted = mixed(job, size_budget)
+        job, budgeted = mixed_widths(job, size_budget)
     student, figures = chosen(job)
     return _finish(job, method, student, figures | budgeted)
 
@@ -190,42 +181,3 @@ def _finish(job: Job, method: str, student: Quantized, figures: dict[str, Any]) 
     if job.run.machine.rank == 0 and not job.run.estimating:
         student.save(job.run.path)
     return QuantizedRun(student, job.run.path, job.run.finish(result))
-
-
-def _method(name: str) -> Method:
-    if name not in METHODS:
-        raise SettingsError(f"--method {name} is not one of {', '.join(METHODS)}")
-    module, attribute = METHODS[name].split(":")
-    found: Method = getattr(importlib.import_module(module), attribute)
-    return found
-
-
-def _widths(texts: list[str] | None) -> tuple[tuple[str, int, int], ...]:
-    try:
-        return widths_of(texts or [])
-    except ValueError as error:
-        raise SettingsError(
-            f"--layer-bits {error} is not NAME=BITS or NAME=WEIGHT/ACTIVATION, like conv1=4/8"
-        ) from None
-
-
-def _check(plan: Plan) -> None:
-    for name in ("images", "steps", "epoch", "batch"):
-        if getattr(plan, name) < 1:
-            raise SettingsError(f"--{name} {getattr(plan, name)} is below 1")
-    for name in ("warmup", "lr", "momentum", "weight_decay", "ce_weight", "kl_weight"):
-        if getattr(plan, name) < 0:
-            raise SettingsError(f"--{name.replace('_', '-')} {getattr(plan, name)} is below 0")
-    if plan.warmup < 1:
-        raise SettingsError("--warmup 0 leaves the activations without ranges; give 1 or more")
-    if not plan.temperature > 0:
-        raise SettingsError(f"--temperature {plan.temperature} is not above 0")
-    if not plan.ce_weight and not plan.kl_weight:
-        raise SettingsError("--ce-weight 0 and --kl-weight 0 leave nothing to train by")
-    for flag, bits in (
-        ("weight-bits", plan.weight_bits),
-        ("activation-bits", plan.activation_bits),
-        ("ends", plan.ends),
-    ):
-        if bits is not None and not 2 <= bits <= 8:
-            raise SettingsError(f"--{flag} {bits} is not between 2 and 8")

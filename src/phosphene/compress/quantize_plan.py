@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from ..errors import DatasetError
 from ..run import Run
 from ..teacher import Teacher
 from .layer_inputs import Inputs, best_range
+from .quantize_generator import GeneratorPlan
 from .quantized import Quantized, quantize_network
 
-__all__ = ["Job", "Method", "Plan", "attach", "check_images", "seen_by", "set_ranges"]
+__all__ = ["Job", "Method", "Plan", "Seen", "Source", "attach", "check_images", "seen_by", "set_ranges"]
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,62 @@ class Plan:
     kl_weight: float = 1.0
     kl: str = "elements"  # or images: what the divergence is divided by
     flip: bool = True
+    hard: float | None = None  # how unsure of its label the teacher may be of an image that cross-entropy counts (SynQ)
+    low_pass: float = 0.0  # cutoff of a filter on stored images, in cycles an image (SynQ); 0: none
 
 
 @dataclass(frozen=True)
 class Job:
-    """One quantization: the teacher, the settings, the run folder, and the data that were given."""
+    """One quantization: the teacher, the settings, the run folder, the data and the generator that were asked for."""
 
     teacher: Teacher
     plan: Plan
     run: Run
     data: ImageDataset | None = None
     test: ImageDataset | None = None
+    generator: GeneratorPlan | None = None
 
     def accuracy(self, student: Quantized) -> float:
         """Percent of the test images."""
         assert self.test is not None
         looked = replace(self.teacher, net=student.net)
         return float(teachers.accuracy(looked, self.test, self.run.machine)["accuracy"])
+
+
+class Seen(NamedTuple):
+    """A batch to learn from: images as the student sees them, the teacher's logits and the labels' rows ``(N, K)``."""
+
+    images: Tensor
+    logits: Tensor
+    targets: Tensor
+
+
+class Source(Protocol):
+    """Where batches come from: stored images, or a generator that may be learning."""
+
+    states: dict[str, Any]
+    """what a checkpoint has to hold"""
+
+    @property
+    def name(self) -> str:
+        """What a result calls it."""
+
+    @property
+    def warmup(self) -> int:
+        """Batches before the student's first step; ranges that follow what passes need some."""
+
+    def batch(self, step: int) -> Seen:
+        """This rank's batch of a step."""
+
+    @property
+    def sampled(self) -> int:
+        """How many images `sample` gives."""
+
+    def sample(self) -> Iterator[Tensor]:
+        """Images in batches, the same on every rank, to fit ranges to."""
+
+    def figures(self) -> Mapping[str, Tensor]:
+        """What is to be logged of the last batch, beside the student's loss."""
 
 
 Method = Callable[[Job], tuple[Quantized, dict[str, Any]]]

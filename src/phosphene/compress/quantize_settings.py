@@ -1,0 +1,111 @@
+"""Which methods `phosphene quantize` has, which flags each takes, and what the flags mean together."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import fields
+from typing import Any
+
+from ..errors import SettingsError
+from .quantize_plan import Method, Plan, widths_of
+
+__all__ = ["GENERATED", "METHODS", "TRAINED", "method_of", "plan_of"]
+
+METHODS = {
+    "rtn": "phosphene.compress.quantize_calibrated:rtn",
+    "dfq": "phosphene.compress.quantize_calibrated:dfq",
+    "zeroq": "phosphene.compress.quantize_calibrated:zeroq",
+    "gdfq": "phosphene.compress.quantize_generated:alternate",
+    "autorecon": "phosphene.compress.quantize_generated:alternate",
+    "inversion": "phosphene.compress.quantize_trained:inversion",
+}
+"""name -> a `Method`"""
+GENERATED = ("gdfq", "autorecon")
+"""methods with a generator beside the student"""
+TRAINED = (*GENERATED, "inversion")
+RANGES = {"zeroq": "minmax", **dict.fromkeys(TRAINED, "minmax")}
+"""methods whose authors take all that was seen, where nothing else is asked for"""
+WARMUP, PUBLISHED_WARMUP = 50, 800  # batches: for ranges alone; 4 epochs of 200 for GDFQ's generator
+GENERATOR = ("arch", "generator", "scale", "latent", "generator_lr")
+TERMS = ("label", "bn", "entropy", "mix", "mixed", "clip")
+USED_BY = {"data": ("zeroq", "inversion"), "hard": TRAINED, "low_pass": TRAINED}
+USED_BY |= dict.fromkeys(GENERATOR + TERMS, GENERATED)
+"""flag -> methods that take it; others refuse it"""
+
+
+def method_of(name: str) -> Method:
+    """The function of a method; raises `SettingsError`."""
+    if name not in METHODS:
+        raise SettingsError(f"--method {name} is not one of {', '.join(METHODS)}")
+    module, attribute = METHODS[name].split(":")
+    found: Method = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def plan_of(method: str, given: dict[str, Any]) -> Plan:
+    """The flags, settled; None stands for the method's own.
+
+    Raises:
+        SettingsError: no such method, a flag is outside its range, or one that this method would not use.
+    """
+    method_of(method)
+    _refuse_unused(method, given)
+    known = {field.name: given[field.name] for field in fields(Plan) if field.name in given}
+    known["widths"] = _widths(given["layer_bits"])
+    known["ranges"] = given["ranges"] or RANGES.get(method, "error")
+    known["low_pass"] = given["low_pass"] or 0.0
+    if given["warmup"] is None:
+        known["warmup"] = _warmup(method, given)
+    plan = Plan(**known)
+    _check(plan)
+    return plan
+
+
+def _refuse_unused(method: str, given: dict[str, Any]) -> None:
+    for name, methods in USED_BY.items():
+        unused = given[name] is not None and method not in methods
+        if unused and not (name == "data" and given["size_budget"] is not None):
+            raise SettingsError(f"{_flag(name)} is for --method {', '.join(methods)}; leave it out with {method}")
+
+
+def _warmup(method: str, given: dict[str, Any]) -> int:
+    """A generator has to learn something before anybody learns from it."""
+    learns = method in GENERATED and given["generator_lr"] != 0
+    return max(1, min(PUBLISHED_WARMUP, given["steps"] // 5)) if learns else WARMUP
+
+
+def _widths(texts: list[str] | None) -> tuple[tuple[str, int, int], ...]:
+    try:
+        return widths_of(texts or [])
+    except ValueError as error:
+        raise SettingsError(
+            f"--layer-bits {error} is not NAME=BITS or NAME=WEIGHT/ACTIVATION, like conv1=4/8"
+        ) from None
+
+
+def _check(plan: Plan) -> None:
+    for name in ("images", "steps", "epoch", "batch"):
+        if getattr(plan, name) < 1:
+            raise SettingsError(f"--{name} {getattr(plan, name)} is below 1")
+    for name in ("warmup", "lr", "momentum", "weight_decay", "ce_weight", "kl_weight", "low_pass"):
+        if getattr(plan, name) < 0:
+            raise SettingsError(f"{_flag(name)} {getattr(plan, name)} is below 0")
+    if plan.warmup < 1:
+        raise SettingsError("--warmup 0 leaves the activations without ranges; give 1 or more")
+    if not plan.temperature > 0:
+        raise SettingsError(f"--temperature {plan.temperature} is not above 0")
+    if not plan.ce_weight and not plan.kl_weight:
+        raise SettingsError("--ce-weight 0 and --kl-weight 0 leave nothing to train by")
+    if plan.hard is not None and not (0 <= plan.hard <= 1 and plan.ce_weight and plan.kl_weight):
+        raise SettingsError(f"--hard {plan.hard:g} is no doubt from 0 to 1, or there is no --ce-weight and --kl-weight")
+    for flag, bits in (
+        ("weight-bits", plan.weight_bits),
+        ("activation-bits", plan.activation_bits),
+        ("ends", plan.ends),
+    ):
+        if bits is not None and not 2 <= bits <= 8:
+            raise SettingsError(f"--{flag} {bits} is not between 2 and 8")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
