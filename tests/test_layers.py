@@ -15,7 +15,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"run", "parallel"},
     {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "drawn", "formats", "sheets"},
-    {"costs", "spaces", "dataset", "distributions", "curves", "illustrations", "scores", "walks"},
+    {"costs", "spaces", "dataset", "distributions", "curves", "against", "illustrations", "scores", "walks"},
     {"sources", "latency"},
     {"teacher", "starting", "cells"},
     {"importing", "exporting", "labelling", "subset", "gallery", "architecture"},

@@ -196,6 +196,23 @@ def test_a_figure_has_the_mean_of_its_intervals_and_may_be_what_a_stage_took(tmp
     assert list(found["minutes: plain"]["values"].values()) == took
 
 
+def test_minutes_may_count_what_a_stage_needed_and_be_drawn_against(tmp_path):
+    whole = GOOD.replace('key = "weight"', 'key = "weight"\ngroup = "Weight"', 1)
+    whole += '[[figure]]\nlabel = "weight"\nstage = "bite"\nkey = "minutes"\nplus = ["dough"]\ngroup = "Time"\n'
+    whole += '[[picture]]\nname = "time"\nx = "Time"\ny = "Weight"\n'
+    folder = tmp_path / "docs" / "results"
+    done = recipe.run(write(tmp_path, whole), out=tmp_path / "o", record=True, results_dir=folder)
+    took = [json.loads((tmp_path / f"o/{stage}-plain-0.json").read_text())["minutes"] for stage in ("dough", "bite")]
+    assert next(f for f in done["figures"] if f.get("group") == "Time")["values"]["0"] == sum(took)
+    assert "(results/bread-smoke-time.png)" in (tmp_path / "docs" / "results.md").read_text()
+    with Image.open(folder / "bread-smoke-time.png") as picture:
+        assert len(set(picture.convert("RGB").getdata())) > 10, "nothing was drawn"
+    for wrong, message in (('x = "Tim"', "did you mean 'Time'"), ('key = "weight"', "plus is of minutes")):
+        right = wrong.replace("Tim", "Time") if "Tim" in wrong else 'key = "minutes"'
+        with pytest.raises(RecipeError, match=message):
+            stages.read(write(tmp_path, whole.replace(right, wrong), "wrong"), "smoke")
+
+
 def test_two_processes_in_one_folder_are_refused(tmp_path):
     holding = "import sys, time, pathlib; from phosphene.files import alone_in\n"
     holding += "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"

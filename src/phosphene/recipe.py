@@ -309,10 +309,10 @@ def figures(plan: Recipe, folder: Path) -> tuple[list[dict[str, Any]], list[str]
             label = entry["label"].replace("{case}", str(case))
             if case is not None and "case" not in entry and "{case}" not in entry["label"]:
                 label = f"{label}: {case}"
-            values = _values(entry, [job for job in jobs if job.axes.get("case") == case], folder)
+            values = _values(entry, [job for job in jobs if job.axes.get("case") == case], folder, plan)
             fields = {key: entry[key] for key in SHOWN if key in entry}
             if values:
-                found.append(results.figure(label, values, **fields, **_interval(entry, case, jobs, folder)))
+                found.append(results.figure(label, values, **fields, **_interval(entry, case, jobs, folder, plan)))
             else:
                 missing.append(label)
     return found, missing
@@ -322,16 +322,24 @@ def _asked(entry: dict[str, Any], job: Job) -> bool:
     return all(job.axes.get(axis) == entry[axis] for axis in ("case", "seed") if axis in entry)
 
 
-def _values(entry: dict[str, Any], jobs: list[Job], folder: Path) -> dict[str, float | None]:
+def _values(entry: dict[str, Any], jobs: list[Job], folder: Path, plan: Recipe) -> dict[str, float | None]:
     """The figure of each seed; a study's list, one number for each seed of its own, gives several."""
     found: dict[str, float | None] = {}
     for job in jobs:
         if state := _state(folder, job):
             value, seed = _look_up(state, entry["key"], job), job.axes.get("seed", 0)
+            value = value + _minutes_of(entry["plus"], job, plan, folder) if "plus" in entry else value
             many = value if isinstance(value, list) else [value]
             keys = [f"{seed}.{k}" for k in range(len(many))] if isinstance(value, list) else [str(seed)]
             found |= {key: _number(one, entry) for key, one in zip(keys, many, strict=True)}
     return found
+
+
+def _minutes_of(stages: list[str], job: Job, plan: Recipe, folder: Path) -> float:
+    """What the jobs of these stages took, for what a method needs besides; those of the job's case and seed."""
+    references = [found for found in (REFERENCE.fullmatch(f"@{stage}") for stage in stages) if found]
+    states = [_state(folder, other) for reference in references for other in plan.matching(job, reference)]
+    return float(sum(state["minutes"] for state in states if state))
 
 
 def _number(value: Any, entry: dict[str, Any]) -> float | None:
@@ -339,12 +347,12 @@ def _number(value: Any, entry: dict[str, Any]) -> float | None:
     return None if value is None or math.isnan(value) else float(value) * entry.get("times", 1)
 
 
-def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: Path) -> dict[str, Any]:
+def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: Path, plan: Recipe) -> dict[str, Any]:
     """The interval, if the figure names the keys of its ends; of several jobs the mean of their ends."""
     if "interval" not in entry:
         return {}
     of_case = [job for job in jobs if job.axes.get("case") == case]
-    ends = [_values({**entry, "key": key}, of_case, folder).values() for key in entry["interval"]]
+    ends = [_values({**entry, "key": key}, of_case, folder, plan).values() for key in entry["interval"]]
     if not all(ends) or any(end is None for side in ends for end in side):
         return {}
     return {"interval": [sum(side) / len(side) for side in ends]}  # type: ignore[arg-type]
@@ -377,6 +385,8 @@ def _record(
         "missing": missing,
         "notes": list(plan.notes),
     }
+    if plan.pictures:
+        record["pictures"] = [{key: one[key] for key in ("name", "x", "y")} for one in plan.pictures]
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / f"{plan.result}-{plan.scale}.json", record)
     results.results(target)

@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 from typing import Annotated, Any
 
+from . import against
 from .__version__ import __version__
 from .errors import SettingsError
 
@@ -40,13 +41,27 @@ def results(
         raise SettingsError(f"no folder {folder}; run this at the root of the checkout, or record a result first")
     target = page or folder.with_suffix(".md")
     records = load(folder)
-    text = render(records)
+    text = render(records, folder.name)
     current = target.exists() and target.read_text() == text
     if check and not current:
         raise SettingsError(f"{target} is not what {folder} says; run `phosphene results` and commit it")
     if not check:
         target.write_text(text)
+        for record in records:
+            _draw(record, folder)
     return {"results": len(records), "figures": sum(len(r["figures"]) for r in records), "page": str(target)}
+
+
+def _draw(record: dict[str, Any], folder: Path) -> None:
+    """The pictures of a result, beside its file."""
+    for one in record.get("pictures", ()):
+        if found := against.points(record["figures"], one["x"], one["y"]):
+            against.draw(folder / _picture(record, one), found, one["x"], one["y"])
+
+
+def _picture(record: dict[str, Any], one: dict[str, Any]) -> str:
+    """A picture's file name."""
+    return f"{record['result']}-{record['scale']}-{one['name']}.png"
 
 
 def load(folder: Path) -> list[dict[str, Any]]:
@@ -105,12 +120,12 @@ def _memory_gb() -> float | None:
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
-def render(records: list[dict[str, Any]]) -> str:
-    """The page: one section a result, one table a group of figures."""
-    return "\n".join([PREAMBLE, *(_section(record) for record in records)])
+def render(records: list[dict[str, Any]], folder: str = "results") -> str:
+    """The page: one section a result, one table a group of figures; its pictures lie in `folder` beside it."""
+    return "\n".join([PREAMBLE, *(_section(record, folder) for record in records)])
 
 
-def _section(record: dict[str, Any]) -> str:
+def _section(record: dict[str, Any], folder: str) -> str:
     lines = [f"## {record['title']}: scale `{record['scale']}`", ""]
     if record.get("paper"):
         lines.append(f"Paper: {record['paper']}.  ")
@@ -119,6 +134,9 @@ def _section(record: dict[str, Any]) -> str:
     lines += [f"Time: {record['minutes']:.1f} minutes.", ""]
     for group in dict.fromkeys(f.get("group", "") for f in record["figures"]):
         lines += _table(group, [f for f in record["figures"] if f.get("group", "") == group])
+    for one in record.get("pictures", ()):
+        if against.points(record["figures"], one["x"], one["y"]):
+            lines += [f"![{one['y']}, against {one['x']}]({folder}/{_picture(record, one)})", ""]
     lines += [f"- {note}" for note in record.get("notes", [])]
     if record.get("missing"):
         lines.append(f"- Not measured (yet): {', '.join(record['missing'])}.")

@@ -5,7 +5,9 @@
     [defaults.train]             settings of every `train` in this recipe
     [[stage]]                    name, call, with = {…}, seeds = [0, 1], cases.NAME = {…}, scales, priority = 0
     [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales,
-                                 interval = [key, key] (where a study gives one); the key "minutes" is the job's time
+                                 interval = [key, key] (where a study gives one); the key "minutes" is the job's time,
+                                 and with plus = ["stage", …] that of those stages' jobs of its case and seed besides
+    [[picture]]                  name, x, y, scales: the figures of group y drawn against those of group x of one label
     [lists.rows]                 name = "label", …: a figure with each = "rows" becomes one for each of them, {name}
                                  and that label filled in; name = {label = "…", published = …} fills in more
 
@@ -75,10 +77,11 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "report": "phosphene.report:report",
 }
 SCALES = ("smoke", "cpu", "gpu", "paper")
-TOP = ("title", "paper", "result", "notes", "scales", "defaults", "lists", "stage", "figure")
+TOP = ("title", "paper", "result", "notes", "scales", "defaults", "lists", "stage", "figure", "picture")
 STAGE = ("name", "call", "with", "seeds", "cases", "scales", "priority")
 SHOWN = ("unit", "digits", "published", "source", "group")  # of a figure, carried into the recorded result as they are
-FIGURE = ("label", "stage", "key", "case", "seed", "times", "interval", "scales", *SHOWN)
+FIGURE = ("label", "stage", "key", "case", "seed", "times", "plus", "interval", "scales", *SHOWN)
+PICTURE = ("name", "x", "y", "scales")
 REFERENCE = re.compile(
     r"@(?P<stage>[\w-]+)(\[(?P<which>[^\]]*)\])?"
     r"(/(?P<file>.+)|:(?P<key>[\w.-]+)(~(?P<span>\d+)%)?)?"
@@ -114,6 +117,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
     jobs: tuple[Job, ...] = ()
     figures: tuple[dict[str, Any], ...] = ()
+    pictures: tuple[dict[str, Any], ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
 
     def matching(self, job: Job, reference: re.Match[str]) -> list[Job]:
@@ -160,6 +164,7 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
         notes=tuple(table.get("notes", ())),
         jobs=tuple(jobs),
         figures=tuple(figures),
+        pictures=tuple(one for one in table.get("picture", []) if scale in one.get("scales", SCALES)),
         values=values,
     )
     _check(recipe)
@@ -332,8 +337,19 @@ def _check(recipe: Recipe) -> None:
         known(figure, FIGURE, f"{recipe.path} [[figure]] {figure.get('label', '')}")
         stages = list(dict.fromkeys(job.stage for job in recipe.jobs))
         known({_needed(figure, "stage", recipe.path): None}, stages, f"{recipe.path} [[figure]] {figure.get('label')}")
+        known(dict.fromkeys(figure.get("plus", ())), stages, f"{recipe.path} [[figure]] {figure.get('label')}, plus")
+        if "plus" in figure and figure.get("key") != "minutes":
+            raise RecipeError(
+                f"{recipe.path} [[figure]] {figure.get('label')}: plus is of minutes, not {figure.get('key')}"
+            )
         for key in ("label", "key"):
             _needed(figure, key, f"{recipe.path} [[figure]]")
+    groups = list(dict.fromkeys(figure.get("group", "") for figure in recipe.figures))
+    for picture in recipe.pictures:
+        known(picture, PICTURE, f"{recipe.path} [[picture]]")
+        for key in ("name", "x", "y"):
+            _needed(picture, key, f"{recipe.path} [[picture]]")
+        known({picture["x"]: None, picture["y"]: None}, groups, f"{recipe.path} [[picture]] {picture['name']}, group")
 
 
 def _check_references(recipe: Recipe, job: Job, index: int) -> None:
