@@ -161,7 +161,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         folder = Path(path)
         card = dataclasses.replace(self.card, count=len(self), statistics={}, source=None)
         targets = {"logits": self._logits is not None, "labels": self._labels is not None}
-        writer = Writer.create(folder, card, len(self), dtype=self.dtype, **targets)
+        columns = 0 if self.seeds is None else self.seeds.shape[1]
+        writer = Writer.create(folder, card, len(self), dtype=self.dtype, seeds=columns, **targets)
         step = max(1, CHUNK // max(1, int(np.prod(card.shape)) * self._images.dtype.itemsize))
         for start in range(0, len(self) if not writer.finished else 0, step):
             slots = np.arange(start, min(start + step, len(self)))
