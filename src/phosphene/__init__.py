@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .labelling import label as label_dataset
     from .recipe import run as run_recipe
     from .report import report
+    from .studies.audit import audit as study_audit
     from .studies.classes import classes as study_classes
     from .studies.collapse import collapse as study_collapse
     from .studies.consistency import consistency as study_consistency
@@ -90,6 +91,7 @@ __all__ = [
     "report",
     "run_recipe",
     "search",
+    "study_audit",
     "study_classes",
     "study_collapse",
     "study_consistency",
@@ -125,6 +127,7 @@ _WHERE = {
     "relabel": "synthesis.unreal:relabel",
     "report": "report:report",
     "run_recipe": "recipe:run",
+    "study_audit": "studies.audit:audit",
     "study_classes": "studies.classes:classes",
     "study_collapse": "studies.collapse:collapse",
     "study_consistency": "studies.consistency:consistency",

@@ -60,6 +60,7 @@ COMMANDS = {
     "study distinguish": ("phosphene.studies.distinguish:distinguish", "Does it rank networks as real data does?"),
     "study which": ("phosphene.studies.which:which", "The data set that ranks most reliably in the same minutes"),
     "study consistency": ("phosphene.studies.consistency:consistency", "How well scores of architectures rank them"),
+    "study audit": ("phosphene.studies.audit:audit", "What a made data set is like, and whether it copies real images"),
     "study collapse": ("phosphene.studies.collapse:collapse", "Skip connections by search epoch, on several data sets"),
     "report": ("phosphene.report:report", "One HTML page of any set of runs"),
     "run": ("phosphene.recipe:run", "Run a recipe: a published result, stage by stage"),

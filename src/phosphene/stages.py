@@ -73,6 +73,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "study distinguish": "phosphene.studies.distinguish:distinguish",
     "study which": "phosphene.studies.which:which",
     "study consistency": "phosphene.studies.consistency:consistency",
+    "study audit": "phosphene.studies.audit:audit",
     "study collapse": "phosphene.studies.collapse:collapse",
     "report": "phosphene.report:report",
 }
