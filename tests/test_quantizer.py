@@ -119,6 +119,61 @@ def test_gradients_go_straight_through_and_end_with_the_range(axis):
     assert np.allclose(x.grad.numpy(), weight.numpy() * inside)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_types_have_the_values_and_gradients_of_float32(dtype):
+    """Rounded in float32, then to the type: never divided in a short one. The gradient's mask is that of the values."""
+    x = (torch.randn(4000, generator=torch.Generator().manual_seed(4)) * 2).to(dtype)
+    scale, zero_point = grid(torch.tensor(-1.0), torch.tensor(2.0), 6)
+    short, long = x.clone().requires_grad_(), x.float().requires_grad_()
+    found, expected = (fake_quantize(one, scale, zero_point, 6) for one in (short, long))
+    assert found.dtype == dtype and torch.equal(found, expected.to(dtype))
+    found.sum().backward()
+    expected.sum().backward()
+    assert short.grad.dtype == dtype and torch.equal(short.grad.float(), long.grad)
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(TeacherError, match="infinities"):
+            fake_quantize(torch.cat([x, torch.tensor([bad], dtype=dtype)]), scale, zero_point, 6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), bits=widths, axis=st.sampled_from([0, 1, None]), last=st.booleans())
+def test_weights_are_rounded_alike_on_their_own_grids_and_on_given_ones(seed, bits, axis, last):
+    """A weight's own range has no outside: the gradient is the output's, in the weight's layout."""
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(seed))
+    weight[2] = 0
+    weight = weight.contiguous(memory_format=torch.channels_last) if last else weight
+    weight.requires_grad_()
+    made = WeightQuantizer(weight, bits, axis)
+    found = made(weight)
+    scale, zero_point = grid(*span(weight, axis), bits)
+    assert torch.equal(found, fake_quantize(weight, scale, zero_point, bits, axis))
+    assert found.stride() == weight.stride()
+    ahead = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1))
+    found.mul(ahead).sum().backward()
+    assert torch.equal(weight.grad, ahead)
+    made.fix(weight.detach())
+    assert torch.equal(made(weight), found)
+    if axis is not None:
+        low, high = span(weight, axis)
+        assert torch.equal(low, weight.detach().movedim(axis, 0).flatten(1).min(1).values)
+        assert torch.equal(high, weight.detach().movedim(axis, 0).flatten(1).max(1).values)
+
+
+def test_ends_halfway_between_two_values_stay_on_the_grid():
+    """-1.5 and 1.5 steps from zero at two bits: both round to two steps, four apart where there are but three."""
+    weight = torch.tensor([[-1.5, 0.2, 1.5]], requires_grad=True)
+    made = WeightQuantizer(weight, 2)
+    found = made(weight)
+    assert found.tolist() == [[-2.0, 0.0, 1.0]] and made(found.detach()).tolist() == [[-2.0, 0.0, 1.0]]
+    found.sum().backward()
+    assert weight.grad.tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_the_memory_layout_stays():
+    for x in (torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last), torch.randn(4, 6).t()):
+        assert fake_quantize(x, *grid(*span(x), 4), 4).stride() == x.stride()
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.5, 1e-20, 1e-40, 1e30])
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_constant_tensors_stay_what_they_are(value, bits):
