@@ -23,7 +23,7 @@ from phosphene.compress.layer_inputs import Inputs, best_range, norm_outputs, ob
 from phosphene.compress.quantize import quantize
 from phosphene.compress.quantize_mixed import choose
 from phosphene.compress.quantize_plan import Plan
-from phosphene.compress.quantize_settings import GENERATED, METHODS
+from phosphene.compress.quantize_settings import GENERATED, METHODS, SYNTHESIZED
 from phosphene.compress.quantize_trained import divergence, learning_rate
 from phosphene.compress.quantized import executed, load_quantized, quantize_network
 from phosphene.compress.quantizer import fake_quantize, grid
@@ -237,7 +237,8 @@ def synthesized(tmp_path_factory):
 
 
 def call(method, synthesized, out, **flags):
-    given = {"data": synthesized} if method == "inversion" else {"scale": 0.1} if method in GENERATED else {}
+    given = {"data": synthesized} if method in ("inversion", *SYNTHESIZED) else {}
+    given |= {"scale": 0.1} if method in GENERATED else {}
     return quantize("digits", method=method, out=out, test="digits", **{**SHORT, **given, **CPU, **flags})
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import multiprocessing, nn
 
 from phosphene import spaces
 from phosphene import teacher as teachers
@@ -18,6 +21,7 @@ from phosphene.compress.quantize_plan import Job, Plan, Seen, attach
 from phosphene.compress.quantize_settings import plan_of as settled
 from phosphene.compress.quantize_trained import divergence, loss_of
 from phosphene.compress.quantized import load_quantized
+from phosphene.dataset import ImageDataset
 from phosphene.errors import Estimate, SettingsError, TeacherError
 from phosphene.hardware import Machine
 from phosphene.run import Run
@@ -209,6 +213,31 @@ def test_killed_and_resumed_it_ends_alike(ranges, fault, tmp_path, monkeypatch):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+def _rank(rank: int, port: int, folder: str) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    for ranges in ("minmax", "error"):
+        out = Path(folder) / ranges
+        done = call(out, ranges=ranges, gradient_rule="ait", ce_weight=0.0)
+        torch.save(done.net.state_dict(), f"{out}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_end_with_one_network(tmp_path):
+    """Each draws latents of its own and sees ranges of its own; weights and ranges are shared, to the bit."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    alone = call(tmp_path / "alone", ce_weight=0.0, gradient_rule="ait").net.state_dict()
+    for ranges in ("minmax", "error"):
+        zero, one = (torch.load(tmp_path / f"{ranges}-{rank}.pt", weights_only=True) for rank in (0, 1))
+        assert set(zero) == set(alone)
+        assert all(torch.equal(zero[name], one[name]) for name in zero)
+        saved = load_quantized(tmp_path / ranges, tiny().net).net.state_dict()
+        assert all(torch.equal(zero[n], saved[n]) for n in zero if n.endswith("input_quantizer.scale"))
+
+
 def test_a_generator_is_taken_on_or_left_as_it_is(tmp_path):
     teacher = tiny()
     train(teacher, steps=3, batch=8, scale=0.05, low_pass=2.0, out=tmp_path / "made", **CPU)
@@ -318,12 +347,34 @@ def test_the_warm_up_of_a_generator():
     assert warmup("gdfq", 2000, generator_lr=0.0, generator="run") == 50 and warmup("gdfq", 2000, warmup=7) == 7
 
 
+def test_images_of_batchnorm_statistics_alone(tmp_path):
+    """dfc makes its own, without labels, priors or classes in them; and takes none that have nothing to do with it."""
+    flags = {"steps": 3, "warmup": 2, "batch": 6, "epoch": 3, **CPU}
+    done = quantize("digits", method="dfc", synthesize=9, out=tmp_path / "run", **flags)
+    made = ImageDataset.open(tmp_path / "run" / "images")
+    recipe = made.card.recipe
+    assert len(made) == 9 and recipe["bn_weight"] > 0
+    assert recipe["ce_weight"] == recipe["tv_weight"] == recipe["statistics_weight"] == recipe["l2_weight"] == 0
+    assert done.result["ranges_from"] == "images, moving average"
+    again = quantize("digits", method="dfc", data=made, out=tmp_path / "given", **flags)
+    assert again.student.table() == done.student.table() and not (tmp_path / "given" / "images").exists()
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["settings"]["ce_weight"] == 0
+    with pytest.raises(Estimate) as found:
+        quantize("digits", method="dfc", synthesize=9, estimate=True, out=tmp_path / "none", **flags)
+    assert "fine-tune" in found.value.needs["phases"] and len(found.value.needs["phases"]) > 1
+    assert not (tmp_path / "none").exists()
+
+
 REFUSED = [
+    ({"method": "dfc", "ce_weight": 1.0}, "have no labels"),
+    ({"method": "dfc", "data": "x", "synthesize": 9}, "leave one out"),
+    ({"method": "inversion", "synthesize": 9}, "--synthesize is for --method dfc"),
     ({"method": "inversion", "arch": "gdfq-cifar"}, "--arch is for --method gdfq, autorecon"),
     ({"method": "rtn", "hard": 0.5}, "--hard is for"),
     ({"method": "zeroq", "low_pass": 2.0}, "--low-pass is for"),
     ({"method": "dfq", "clip": True}, "--clip is for"),
-    ({"method": "rtn", "data": "x"}, "--data is for --method zeroq, inversion"),
+    ({"method": "rtn", "data": "x"}, "--data is for --method zeroq, inversion, dfc"),
     ({"method": "gdfq", "data": "x"}, "--data is for"),
     ({"hard": 2.0}, "--hard 2 "),
     ({"hard": 0.5, "ce_weight": 0.0}, "--hard 0.5 "),

@@ -19,6 +19,7 @@ from ..run import Run
 from ..teacher import Teacher
 from . import quantize_generator as generators
 from . import quantize_settings as settings
+from .quantize_images import with_images
 from .quantize_mixed import mixed as mixed_widths
 from .quantize_plan import Job
 from .quantized import Quantized, load_quantized
@@ -61,6 +62,7 @@ def quantize(
         "of inputs: least squared error, or all that was seen (zeroq's and inversion's default)",
     ] = None,
     data: Annotated[ImageDataset | str | Path | None, "synthesized images: to fine-tune on, or for zeroq"] = None,
+    synthesize: Annotated[int | None, "images that dfc makes without --data; 2000"] = None,
     images: Annotated[int, "to find ranges on: of --data, of noise, or synthesized for zeroq"] = 256,
     steps: Annotated[int, "of fine-tuning"] = 2000,
     epoch: Annotated[int, "steps between two measurements on the test data"] = 200,
@@ -69,21 +71,28 @@ def quantize(
         "batches before: ranges are observed, a generator learns; default 50, with a generator STEPS/5 to 800",
     ] = None,
     batch: Annotated[int, "images a step, over all processes"] = 200,
-    lr: Annotated[float, "learning rate"] = 1e-4,
+    lr: Annotated[float | None, "learning rate; .0001 as published"] = None,
     momentum: Annotated[float, "of Nesterov's kind"] = 0.9,
     weight_decay: Annotated[float, "on every parameter"] = 1e-4,
-    schedule: Annotated[Literal["steps", "cosine"], "a tenth after every quarter, or half a cosine"] = "steps",
+    schedule: Annotated[
+        Literal["steps", "cosine"] | None, "a tenth after every quarter, as published, or half a cosine"
+    ] = None,
     temperature: Annotated[float, "of the distillation"] = 20.0,
-    ce_weight: Annotated[float, "of the cross-entropy to the labels"] = 1.0,
+    ce_weight: Annotated[float | None, "of the cross-entropy to the labels: 1, with dfc 0"] = None,
     kl_weight: Annotated[float, "of the divergence from the teacher"] = 1.0,
-    kl: Annotated[Literal["elements", "images"], "what the divergence is divided by: the published code, the text"] = (
-        "elements"
-    ),
+    kl: Annotated[
+        Literal["elements", "images"] | None, "what the divergence is divided by: the published code, its text"
+    ] = None,
     flip: Annotated[bool, "mirror half of the images of --data in fine-tuning"] = True,
     hard: Annotated[
         float | None, "no cross-entropy where the teacher doubts the label by more, 0 to 1; SynQ has .5"
     ] = None,
     low_pass: Annotated[float | None, "cutoff of a filter on the images, in cycles an image; SynQ"] = None,
+    gradient_rule: Annotated[
+        Literal["none", "ait"] | None, "ait: steps so long that a share of each weight's integers changes"
+    ] = None,
+    gradient_share: Annotated[float | None, "that share; .001, AIT's for CIFAR (.0001 for ImageNet)"] = None,
+    gradient_decay: Annotated[float | None, "of the share, after every quarter of the steps; .1"] = None,
     arch: Annotated[Architecture | str | None, "the generator: gdfq-cifar, autorecon-cifar10 …, arch.json, RUN"] = None,
     generator: Annotated[str | Path | None, "begin with this run of `generator train`, or of this command"] = None,
     scale: Annotated[float | None, "of the generator's channels, 1 as published"] = None,
@@ -119,8 +128,10 @@ def quantize(
         phosphene quantize digits --method gdfq --scale 0.25 --steps 300 --test digits
 
     `rtn` rounds weights to the nearest and takes the ranges of activations from BatchNorm statistics; `dfq` equalizes
-    layers and corrects biases besides; `zeroq` takes the ranges from synthesized images; `inversion` trains on them;
-    `gdfq` and `autorecon` train on the images of a generator that learns beside, of people's or of searched design.
+    layers and corrects biases besides; `zeroq` takes the ranges from synthesized images; `inversion` trains on them,
+    `dfc` on images made from BatchNorm statistics alone, `gdfq` and `autorecon` on those of a generator that learns
+    beside the network, one that people designed or a searched one.
+
     The accuracy is that of the network that is saved, the last one; the best epoch's stands beside it as what it is.
 
     Raises:
@@ -145,6 +156,8 @@ def quantize(
         say(f"{run.path} is finished")
         return QuantizedRun(load_quantized(run.path, loaded.net), run.path, run.finished)
     job = Job(loaded, plan, run, images_given, tested, made)
+    if method in settings.SYNTHESIZED and images_given is None:
+        job = with_images(job, chosen, settings.SYNTHESIZED[method])
     budgeted: dict[str, float] = {}
     if size_budget is not None:
         job, budgeted = mixed_widths(job, size_budget)

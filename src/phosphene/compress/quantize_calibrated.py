@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dataset import ImageDataset
-from ..synthesis.command import synthesize
 from ..synthesis.parametrization import Range, spectral_noise
 from .equalize import correct, equalize, fold, pairs, rectify, trace
 from .layer_inputs import norm_outputs, observe
-from .quantize_plan import Job, attach, check_images, chunks, images_folder, set_ranges
+from .quantize_images import distilled
+from .quantize_plan import Job, attach, check_images, chunks, set_ranges
 from .quantized import Quantized
 
 CHUNK = 64
@@ -52,27 +51,12 @@ def dfq(job: Job) -> tuple[Quantized, dict[str, Any]]:
 
 def zeroq(job: Job) -> tuple[Quantized, dict[str, Any]]:
     """Ranges from distilled images, those given or synthesized now (Cai et al. 2020); weights rounded to nearest."""
-    data = job.data if job.data is not None else distilled(job)
+    data = job.data if job.data is not None else distilled(job, job.plan.images)
     check_images(data, job.teacher)
     student = attach(job)
     inputs = observe(job.teacher.net, student.layers, chunks(job, data, CHUNK))
     set_ranges(student, inputs, job.plan.ranges)
     return student, {"ranges_from": f"{min(job.plan.images, len(data))} images of {data.card.origin}"}
-
-
-def distilled(job: Job) -> ImageDataset:
-    """Images synthesized from the teacher alone, kept beside the result."""
-    where = None if job.run.estimating else images_folder(job.run)
-    here = job.run.machine
-    return synthesize(
-        job.teacher,
-        images=job.plan.images,
-        out=where,
-        seed=job.run.seed,
-        device=str(here.device),
-        precision=here.precision,
-        estimate=job.run.estimating,
-    )
 
 
 def _black_to_white(job: Job, student: Quantized) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..dataset import ImageDataset
 from ..errors import BudgetError
-from .quantize_calibrated import distilled
+from .quantize_images import distilled
 from .quantize_plan import Job, attach, check_images, chunks
 from .quantizer import BITS
 
@@ -31,7 +31,7 @@ def mixed(job: Job, mib: float) -> tuple[Job, dict[str, float]]:
     Raises:
         BudgetError: two bits everywhere are still too large.
     """
-    data = job.data if job.data is not None else distilled(job)
+    data = job.data if job.data is not None else distilled(job, job.plan.images)
     check_images(data, job.teacher)
     student = attach(job)
     told = {name for name, _, _ in job.plan.widths}

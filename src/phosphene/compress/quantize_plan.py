@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -49,6 +48,10 @@ class Plan:
     flip: bool = True
     hard: float | None = None  # how unsure of its label the teacher may be of an image that cross-entropy counts (SynQ)
     low_pass: float = 0.0  # cutoff of a filter on stored images, in cycles an image (SynQ); 0: none
+    gradient_rule: str = "none"  # or ait: of every weight, a share of the integers changes in every step
+    gradient_share: float = 1e-3
+    gradient_decay: float = 0.1  # of the share, after every quarter of the steps
+    synthesize: int = 2000  # images that a method makes for itself, where none are given
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,3 @@ def widths_of(texts: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
             raise ValueError(text)
         found.append((name, int(weight), int(activation or weight)))
     return tuple(found)
-
-
-def images_folder(run: Run) -> Path:
-    """Where a run keeps the images that it synthesizes for itself."""
-    return run.path / "images"

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import SettingsError
 from .quantize_plan import Method, Plan, widths_of
 
-__all__ = ["GENERATED", "METHODS", "TRAINED", "method_of", "plan_of"]
+__all__ = ["GENERATED", "METHODS", "SYNTHESIZED", "TRAINED", "method_of", "plan_of"]
 
 METHODS = {
     "rtn": "phosphene.compress.quantize_calibrated:rtn",
@@ -17,19 +17,27 @@ METHODS = {
     "zeroq": "phosphene.compress.quantize_calibrated:zeroq",
     "gdfq": "phosphene.compress.quantize_generated:alternate",
     "autorecon": "phosphene.compress.quantize_generated:alternate",
+    "dfc": "phosphene.compress.quantize_trained:inversion",
     "inversion": "phosphene.compress.quantize_trained:inversion",
 }
 """name -> a `Method`"""
 GENERATED = ("gdfq", "autorecon")
 """methods with a generator beside the student"""
-TRAINED = (*GENERATED, "inversion")
-RANGES = {"zeroq": "minmax", **dict.fromkeys(TRAINED, "minmax")}
-"""methods whose authors take all that was seen, where nothing else is asked for"""
+SYNTHESIZED: dict[str, dict[str, float]] = {
+    # BatchNorm statistics alone, and no labels (Haroush et al. 2020)
+    "dfc": {"ce_weight": 0.0, "tv_weight": 0.0, "statistics_weight": 0.0},
+}
+"""methods that make images to train on where none are given -> what `synthesize` is told beside its preset"""
+TRAINED = (*GENERATED, *SYNTHESIZED, "inversion")
+DEFAULTS: dict[str, dict[str, Any]] = {name: {"ranges": "minmax"} for name in ("zeroq", *TRAINED)}
+DEFAULTS["dfc"]["ce_weight"] = 0.0
+"""method -> settings that are not those of `Plan`"""
 WARMUP, PUBLISHED_WARMUP = 50, 800  # batches: for ranges alone; 4 epochs of 200 for GDFQ's generator
 GENERATOR = ("arch", "generator", "scale", "latent", "generator_lr")
 TERMS = ("label", "bn", "entropy", "mix", "mixed", "clip")
-USED_BY = {"data": ("zeroq", "inversion"), "hard": TRAINED, "low_pass": TRAINED}
-USED_BY |= dict.fromkeys(GENERATOR + TERMS, GENERATED)
+RULE = ("gradient_rule", "gradient_share", "gradient_decay")
+USED_BY = {"data": ("zeroq", "inversion", *SYNTHESIZED), "synthesize": tuple(SYNTHESIZED)}
+USED_BY |= dict.fromkeys(("hard", "low_pass", *RULE), TRAINED) | dict.fromkeys(GENERATOR + TERMS, GENERATED)
 """flag -> methods that take it; others refuse it"""
 
 
@@ -50,22 +58,28 @@ def plan_of(method: str, given: dict[str, Any]) -> Plan:
     """
     method_of(method)
     _refuse_unused(method, given)
-    known = {field.name: given[field.name] for field in fields(Plan) if field.name in given}
+    known = {field.name: given.get(field.name) for field in fields(Plan)}
     known["widths"] = _widths(given["layer_bits"])
-    known["ranges"] = given["ranges"] or RANGES.get(method, "error")
-    known["low_pass"] = given["low_pass"] or 0.0
-    if given["warmup"] is None:
+    if known["warmup"] is None:
         known["warmup"] = _warmup(method, given)
-    plan = Plan(**known)
+    told = {name: value for name, value in known.items() if value is not None}
+    plan = Plan(**{**DEFAULTS.get(method, {}), **told})
     _check(plan)
+    if method == "dfc" and plan.ce_weight:
+        raise SettingsError(f"--ce-weight {plan.ce_weight:g}: the images of --method dfc have no labels; leave it out")
     return plan
 
 
 def _refuse_unused(method: str, given: dict[str, Any]) -> None:
     for name, methods in USED_BY.items():
-        unused = given[name] is not None and method not in methods
+        unused = given.get(name) is not None and method not in methods
         if unused and not (name == "data" and given["size_budget"] is not None):
             raise SettingsError(f"{_flag(name)} is for --method {', '.join(methods)}; leave it out with {method}")
+    if given["data"] is not None and given.get("synthesize") is not None:
+        raise SettingsError(f"--synthesize {given['synthesize']} and --data: images are made or given; leave one out")
+    for name in ("gradient_share", "gradient_decay"):
+        if given.get(name) is not None and given["gradient_rule"] != "ait":
+            raise SettingsError(f"{_flag(name)} {given[name]:g} is for --gradient-rule ait; leave it out")
 
 
 def _warmup(method: str, given: dict[str, Any]) -> int:
@@ -84,7 +98,7 @@ def _widths(texts: list[str] | None) -> tuple[tuple[str, int, int], ...]:
 
 
 def _check(plan: Plan) -> None:
-    for name in ("images", "steps", "epoch", "batch"):
+    for name in ("images", "steps", "epoch", "batch", "synthesize"):
         if getattr(plan, name) < 1:
             raise SettingsError(f"--{name} {getattr(plan, name)} is below 1")
     for name in ("warmup", "lr", "momentum", "weight_decay", "ce_weight", "kl_weight", "low_pass"):
@@ -98,6 +112,11 @@ def _check(plan: Plan) -> None:
         raise SettingsError("--ce-weight 0 and --kl-weight 0 leave nothing to train by")
     if plan.hard is not None and not (0 <= plan.hard <= 1 and plan.ce_weight and plan.kl_weight):
         raise SettingsError(f"--hard {plan.hard:g} is no doubt from 0 to 1, or there is no --ce-weight and --kl-weight")
+    if plan.gradient_rule not in ("none", "ait"):
+        raise SettingsError(f"--gradient-rule {plan.gradient_rule} is not none or ait")
+    for name in ("gradient_share", "gradient_decay"):
+        if not 0 <= getattr(plan, name) <= 1:
+            raise SettingsError(f"{_flag(name)} {getattr(plan, name):g} is not between 0 and 1")
     for flag, bits in (
         ("weight-bits", plan.weight_bits),
         ("activation-bits", plan.activation_bits),

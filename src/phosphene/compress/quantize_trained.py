@@ -21,6 +21,7 @@ from ..synthesis.generator_loss import View
 from ..synthesis.generator_terms import easy_cross_entropy
 from ..synthesis.parametrization import numbered
 from .layer_inputs import observe
+from .quantize_inundation import inundated, share_at
 from .quantize_plan import Job, Plan, Seen, Source, attach, check_images, chunks, seen_by, set_ranges
 from .quantized import Quantized
 
@@ -67,7 +68,8 @@ def fine_tune(job: Job, source: Source) -> tuple[Quantized, dict[str, Any]]:
         opt.zero_grad(set_to_none=True)
         loss.backward()
         machine.average(p.grad for p in student.net.parameters())
-        opt.step()
+        with inundated(student, share_at(plan, done - 1)):
+            opt.step()
         if done % plan.epoch == 0 or done == plan.steps:
             _look(job, student, {"loss": loss.detach(), **source.figures()}, track)
     return student, _figures(job, source, track)
