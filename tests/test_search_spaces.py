@@ -24,6 +24,7 @@ TINY: dict[str, dict[str, Any]] = {  # space -> a supernet and a final network o
     "mbconv": {**BLOCKS, "depths": "1,2,1,1,1,1"},
     "nasbench201": {"channels": 4, "cells": 1, "final_channels": 6, "final_cells": 2},
     "shufflenet": {**BLOCKS, "depths": "1,2,1,1"},
+    "width": {"width": 0.2, "final_width": 0.5, "depths": "1,2,1"},
 }
 LEARNED = {"batch": 8, "steps": 2, **HERE}
 

@@ -94,7 +94,10 @@ def input_shape(space: SearchSpace) -> tuple[int, ...]:
 
 
 def prices(space: SearchSpace, count: Count, clock: Clock | None = None) -> Prices:
-    """The costs of a space: a table where it is additive, else counted on built networks."""
+    """The costs of a space: its own way to tell them, a table where it is additive, else counted on built networks."""
+    own: Callable[[Count, Clock | None], Prices] | None = getattr(space, "prices", None)
+    if own is not None:
+        return own(count, clock)
     return Table(space, count, clock) if isinstance(space, Additive) else Built(space, count, clock=clock)
 
 

@@ -19,7 +19,7 @@ class ZeroPad(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.stride, self.before = stride, (outputs - inputs) // 2
+        self.inputs, self.stride, self.before = inputs, stride, (outputs - inputs) // 2
         self.after = outputs - inputs - self.before
 
     def forward(self, x: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ def spos(
     nodes: Annotated[int | None, "darts: nodes in a cell; default 4"] = None,
     width: Annotated[float | None, "supernet of blocks: share of the published channels; default 1"] = None,
     depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None,
+    network: Annotated[str | None, "width: whose channels are chosen; default cifar-resnet20 (docs/pruning.md)"] = None,
     stem: Annotated[Literal["auto", "cifar", "imagenet", "tiny"], "first layers; auto: from the input's size"] = "auto",
     final_channels: Annotated[int | None, "final network: channels; default 36, ImageNet 48; nasbench201 16"] = None,
     final_cells: Annotated[int | None, "final network: cells; default 20, ImageNet 14; nasbench201 5"] = None,
@@ -215,7 +216,7 @@ def on_supernet(algorithm: str, given: dict[str, Any], settings: dict[str, Any])
     at_least(given, 0, "soft_weight")
     images, folder = open_data(given.pop("data")), Path(given["supernet"])
     searched, final = of_run(folder)
-    for flag in ("space", "nodes", "depths", "stem", "final_channels", "final_cells", "final_width", "crop"):
+    for flag in ("space", "nodes", "depths", "network", "stem", "final_channels", "final_cells", "final_width", "crop"):
         if given.pop(flag, None) not in (None, "auto"):
             raise SettingsError(f"--{flag.replace('_', '-')} says what --supernet {folder} says already; leave it out")
     here = decide_machine(given["device"], given["precision"])

@@ -27,6 +27,7 @@ def training_free(
     space: Annotated[SpaceName, "what to choose from"] = "darts",
     nodes: Annotated[int | None, "darts: nodes in a cell; default 4"] = None,
     depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None,
+    network: Annotated[str | None, "width: whose channels are chosen; default cifar-resnet20 (docs/pruning.md)"] = None,
     stem: Annotated[Literal["auto", "cifar", "imagenet", "tiny"], "first layers; auto: from the input's size"] = "auto",
     final_channels: Annotated[int | None, "channels of the first cell; default 36, ImageNet 48; nasbench201 16"] = None,
     final_cells: Annotated[int | None, "cells; default 20, ImageNet 14; nasbench201 5"] = None,

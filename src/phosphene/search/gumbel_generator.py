@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "alpha_weight_decay": 1e-4,
 }
 OF_IMAGES: tuple[str, ...] = ("data", "channels", "cells", "nodes", "depths", "final_channels", "final_cells")
-OF_IMAGES += ("validation", "train_fraction", "crop", "pad", "flip", "temperature")
+OF_IMAGES += ("network", "validation", "train_fraction", "crop", "pad", "flip", "temperature")
 PASSED: tuple[str, ...] = ("tau", "tau_min", "optimizer", "lr", "lr_min", "momentum", "weight_decay", "clip")
 PASSED += ("alpha_lr", "alpha_weight_decay", "alpha_init", "soft_weight")
 

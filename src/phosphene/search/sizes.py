@@ -24,6 +24,7 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "mbconv": BLOCKS,
     "nasbench201": ("channels", "cells", "final_channels", "final_cells"),
     "shufflenet": BLOCKS,
+    "width": ("network", *BLOCKS),
 }
 """space -> the flags of its sizes"""
 
@@ -87,7 +88,7 @@ def pair(given: dict[str, Any], images: ImageDataset, augment: Augmentation) -> 
     spec: dict[str, Any] = {"name": given["space"], "classes": images.card.classes, "shape": [channels, *size]}
     spec |= _stem(given)
     spec |= {} if given.get("depths") is None else {"depths": _depths(given["depths"])}
-    spec |= {key: given[key] for key in ("nodes",) if given.get(key) is not None}
+    spec |= {key: given[key] for key in ("nodes", "network") if given.get(key) is not None}
     small, large = (
         {key: given[start + key] for key in ("channels", "cells") if given.get(start + key) is not None}
         | _widened(spec["name"], given.get(start + "width"), _flag(start + "width"))
@@ -136,6 +137,8 @@ def _widened(name: str, factor: float | None, flag: str) -> dict[str, Any]:
         raise SettingsError(f"{flag} {factor} is not above 0; 1 is the published width")
     takes = inspect.signature(spaces.known()[name]).parameters
     published = {key: takes[key].default for key in SCALED if key in takes}
+    if not published and "scale" in takes:
+        return {"scale": factor}
     return {key: _times(size, factor) for key, size in published.items() if size is not inspect.Parameter.empty}
 
 

@@ -13,7 +13,7 @@ from ..core import Architecture, SearchSpace
 from ..errors import ArchitectureError, SettingsError
 from ..models import MODELS
 from ..models.zoo import is_zoo
-from . import chain, generator, genotype, macro, mbconv, nasbench201, shufflenet
+from . import chain, generator, genotype, macro, mbconv, nasbench201, shufflenet, width
 from .darts import DartsSpace
 from .fixed import FixedSpace
 
@@ -27,6 +27,7 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
     "mbconv": mbconv.MBConvSpace,
     "nasbench201": nasbench201.NasBench201Space,
     "shufflenet": shufflenet.ShuffleNetSpace,
+    "width": width.WidthSpace,
 }
 """name -> space; the other keys of a spec are its arguments"""
 
@@ -83,6 +84,7 @@ def _darts(text: str, *, classes: int, shape: Sequence[int], **settings: Any) ->
 def _written(name: str, text: str, **settings: Any) -> Architecture:
     """The architecture of a text in the notation of a space, with the space's settings where none are given."""
     own: dict[str, Any] = dict(mbconv.widths(text)) if name == "mbconv" else {}
+    own |= {"network": width.network_of(text)} if name == "width" else {}
     made: Any = space({"name": name, **own, **settings})
     return Architecture(made.spec, made.choices(text))
 
@@ -93,6 +95,7 @@ NOTATIONS = {
     "mbconv": mbconv.BLOCKS,
     "nasbench201": nasbench201.CELL,
     "shufflenet": shufflenet.LIST,
+    "width": width.LIST,
 }
 """space -> what its architectures look like when written; genotypes begin with "Genotype(" """
 
@@ -106,6 +109,7 @@ NAMED: dict[str, Callable[..., Architecture]] = {
     **{name: partial(_written, "mbconv", text, **ends) for name, (text, ends) in mbconv.PUBLISHED.items()},
     **{name: partial(_written, "nasbench201", text) for name, text in nasbench201.PUBLISHED.items()},
     **{name: partial(_written, "shufflenet", text) for name, text in shufflenet.PUBLISHED.items()},
+    **{name: partial(_written, "width", text) for name, text in width.PUBLISHED.items()},
 }
 """published name -> factory(classes=, shape=, **settings of the space)"""
 
