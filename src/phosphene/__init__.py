@@ -19,6 +19,7 @@ from .errors import (
     ArchitectureError,
     BudgetError,
     DatasetError,
+    ExportError,
     MissingExtra,
     PhospheneError,
     RecipeError,
@@ -30,6 +31,7 @@ from .errors import (
 if TYPE_CHECKING:
     from .augment import Augment
     from .compress.distil import distill
+    from .compress.export import export
     from .compress.quantize import quantize
     from .compress.quantized import load_quantized
     from .core import Architecture, Batch
@@ -67,6 +69,7 @@ __all__ = [
     "Budget",
     "BudgetError",
     "DatasetError",
+    "ExportError",
     "ImageDataset",
     "MissingExtra",
     "PhospheneError",
@@ -78,6 +81,7 @@ __all__ = [
     "__version__",
     "distill",
     "evaluate",
+    "export",
     "import_dataset",
     "label_dataset",
     "load_network",
@@ -115,6 +119,7 @@ _WHERE = {
     "Teacher": "teacher:Teacher",
     "distill": "compress.distil:distill",
     "evaluate": "evaluate:evaluate",
+    "export": "compress.export:export",
     "import_dataset": "importing:import_",
     "label_dataset": "labelling:label",
     "load_network": "train:load_network",

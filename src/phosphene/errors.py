@@ -8,6 +8,7 @@
     ├── BudgetError          no architecture keeps the budget
     ├── RunError             a run folder is of another run, or damaged
     ├── RecipeError          a recipe has unknown stages, keys or scales
+    ├── ExportError          a network cannot be written as this kind of file
     ├── MissingExtra         an optional package is not installed
     └── Stopped              interrupted, with everything saved
 
@@ -48,6 +49,10 @@ class RunError(PhospheneError):
 
 class RecipeError(PhospheneError):
     """A recipe has unknown stages, keys or scales."""
+
+
+class ExportError(PhospheneError):
+    """A network cannot be written as this kind of file."""
 
 
 class MissingExtra(PhospheneError):
