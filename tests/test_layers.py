@@ -13,12 +13,12 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"unreal"},
     {"hardware", "settings", "checkpoint", "identity", "progress", "tables"},
     {"run", "parallel"},
-    {"models", "objectives", "augment", "weights", "prices", "layout", "card", "stored", "pixels"},
+    {"models", "objectives", "augment", "averaged", "weights", "prices", "layout", "card", "stored", "pixels"},
     {"journal", "drawn", "formats", "sheets"},
     {"costs", "spaces", "dataset", "distributions", "curves", "against", "illustrations", "scores", "walks"},
     {"sources", "latency"},
     {"teacher", "starting", "cells"},
-    {"importing", "exporting", "labelling", "subset", "gallery", "architecture"},
+    {"importing", "exporting", "labelling", "subset", "joined", "gallery", "architecture"},
     {"comparison", "synthesis", "bilevel", "scoring", "proxies", "published"},
     {"trainee"},
     {"search", "train"},
@@ -36,7 +36,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 WITHIN = {("core", "errors")}  # inside one layer
 SHARED = {  # files which the others of their package may import; beside them a name may be split: darts, darts_supernet
     "spaces": {"choice", "moves", "operations", "skeleton", "genotype", "depthwise"}
-    | {"blocks", "chain", "inputs", "strip"},
+    | {"blocks", "chain", "fixed", "inputs", "strip"},
     "models": {"cifar_resnet"},
     "search": {"evolution", "found", "giving_up", "halves", "online", "paths", "proxyless_costs", "robust", "schedule"}
     | {"scored", "setups", "sizes", "supernet"},

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .errors import DatasetError
 
-YOUNGER = ("random_labels", "source")  # fields that the first cards did not have
+YOUNGER = ("random_labels", "source", "grid")  # fields that the first cards did not have
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Card:
     `shape` is (C, H, W). `mean`/`std` are the declared normalisation on the pixel scale 0..1, or None where nobody
     declared one; `statistics` holds the measured ones. `label_view` says which view of the image the row describes.
     `random_labels`: the labels say nothing about the images. `source`: how images and labels are computed that are not
-    stored, ``{"kind": "noise" | "fractal" | "dataset", ...}``; None where they are stored.
+    stored, ``{"kind": "noise" | "fractal" | "dataset", ...}``; None where they are stored. `grid`: of which regions of
+    each image there are rows (`augment.Grid`); None where there are only those of `label_view`.
     """
 
     name: str = "unnamed"
@@ -40,6 +41,7 @@ class Card:
     extra: dict[str, Any] = field(default_factory=dict)
     random_labels: bool = False
     source: dict[str, Any] | None = None
+    grid: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         c, h, w = self.shape

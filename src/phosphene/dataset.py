@@ -5,6 +5,7 @@ One type serves every origin, real, made or computed when it is read. On disk a 
     images.npy    uint8 (or float16/32) (N, C, H, W), read through a memory map
     labels.npy    int64 (N,), or float32 (N, K) with NaN = unlabelled when the task is `multi`
     logits.npy    float16 (N, K), centred; instead of labels.npy where a teacher gave the targets
+    regions.npy   float16 (N, R, K), optional: the teacher's logits of the R regions of the card's grid
     seeds.npy     int32 (N, S), optional: what each image was made from
     card.json     the card; where it names a `source`, images and labels are computed and there are no arrays
 
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augment import Grid
 from .card import Card
 from .core import Batch
 from .drawn import SOURCES, Drawn, random_labels
@@ -62,12 +64,15 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         labels: np.ndarray | None = None,
         logits: np.ndarray | None = None,
         seeds: np.ndarray | None = None,
+        regions: np.ndarray | None = None,
         path: Path | None = None,
         index: np.ndarray | None = None,
     ) -> None:
         self.card, self.path, self.seeds = card, path, seeds
         self._images, self._labels, self._logits, self._index = images, labels, logits, index
+        self._regions = regions
         check(card, images, labels, logits)
+        _check_regions(card, regions)
 
     # -- where data sets come from ------------------------------------------------------------------------------------
 
@@ -83,7 +88,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         card = Card.load(folder)
         if card.source is not None:
             return cls.computed(card, folder, path=folder)
-        arrays = {name: mapped(folder / f"{name}.npy") for name in ("labels", "logits", "seeds")}
+        arrays = {name: mapped(folder / f"{name}.npy") for name in ("labels", "logits", "seeds", "regions")}
         images = mapped(folder / "images.npy")
         if images is None:
             raise DatasetError(f"{folder / 'images.npy'} is missing; make or import the data set again")
@@ -117,13 +122,14 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         labels: np.ndarray | Tensor | Sequence[int] | None = None,
         logits: np.ndarray | Tensor | None = None,
         seeds: np.ndarray | None = None,
+        regions: np.ndarray | None = None,
         **fields: Any,
     ) -> ImageDataset:
         """A data set in memory.
 
         `images`: uint8, or float on the scale 0..1 (or any other when raw), (N, C, H, W). `labels`: ints (N,), or rows
-        (N, K) with NaN = unlabelled for task `multi`. `logits`: (N, K), centred and stored as float16. `fields`: any
-        field of `Card`.
+        (N, K) with NaN = unlabelled for task `multi`. `logits`: (N, K), centred and stored as float16. `regions`:
+        float16 (N, R, K), of the regions of the field `grid`. `fields`: any field of `Card`.
         """
         pixels = array(images)
         if pixels.dtype == np.float64:
@@ -137,7 +143,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             fields["classes"] = count_classes(fields, targets, soft)
         card = Card(**{**fields, "shape": pixels.shape[1:], "count": len(pixels)})
         card.statistics = card.statistics or statistics(pixels)
-        return cls(card, pixels, labels=targets, logits=soft, seeds=seeds)
+        return cls(card, pixels, labels=targets, logits=soft, seeds=seeds, regions=regions)
 
     @classmethod
     def from_function(
@@ -162,7 +168,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         card = dataclasses.replace(self.card, count=len(self), statistics={}, source=None)
         targets = {"logits": self._logits is not None, "labels": self._labels is not None}
         columns = 0 if self.seeds is None else self.seeds.shape[1]
-        writer = Writer.create(folder, card, len(self), dtype=self.dtype, seeds=columns, **targets)
+        each = 0 if self._regions is None else self._regions.shape[1]
+        arrays: dict[str, Any] = {"dtype": self.dtype, "seeds": columns, "regions": each, **targets}
+        writer = Writer.create(folder, card, len(self), **arrays)
         step = max(1, CHUNK // max(1, int(np.prod(card.shape)) * self._images.dtype.itemsize))
         for start in range(0, len(self) if not writer.finished else 0, step):
             slots = np.arange(start, min(start + step, len(self)))
@@ -173,6 +181,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
                 logits=None if self._logits is None else self._logits[where],
                 labels=None if self._labels is None else self._labels[where],
                 seeds=None if self.seeds is None else self.seeds[where],
+                regions=None if self._regions is None else self._regions[where],
             )
         writer.close()
         return ImageDataset.open(folder)
@@ -192,9 +201,12 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """The stored images (n, C, H, W): uint8, or float for sets stored as float. Reads these images only."""
         return torch.from_numpy(np.array(self._images[self._where(index)]))
 
-    def rows(self, index: Index, temperature: float = 1.0) -> Tensor:
-        """Target rows (n, K), float32: softmax(logits / T) (sigmoid for `multi`), or one-hot rows of the labels."""
-        logits = self.logits(index)
+    def rows(self, index: Index, temperature: float = 1.0, region: Tensor | None = None) -> Tensor:
+        """Target rows (n, K), float32: softmax(logits / T) (sigmoid for `multi`), or one-hot rows of the labels.
+
+        `region`: numbers (n,) in the `grid`, one for each image: rows of what is seen there.
+        """
+        logits = self.logits(index, region)
         if logits is not None:
             logits = logits / temperature
             return torch.sigmoid(logits) if self.card.task == "multi" else logits.softmax(1)
@@ -205,11 +217,20 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             return labels.float()
         return torch.nn.functional.one_hot(labels, self.card.classes).float()
 
-    def logits(self, index: Index) -> Tensor | None:
+    def logits(self, index: Index, region: Tensor | None = None) -> Tensor | None:
         """The teacher's centred logits (n, K), float32; None where targets are labels."""
+        if region is not None:
+            if self._regions is None:
+                raise DatasetError(f"{self.card.name} has no rows of regions; see `phosphene dataset label --crops`")
+            return torch.from_numpy(np.asarray(self._regions[self._where(index), region.numpy()], dtype=np.float32))
         if self._logits is None:
             return None
         return torch.from_numpy(np.asarray(self._logits[self._where(index)], dtype=np.float32))
+
+    @property
+    def grid(self) -> Grid | None:
+        """The regions of which there are rows; None where there are none."""
+        return None if self._regions is None or self.card.grid is None else Grid.of(self.card.grid)
 
     @property
     def soft(self) -> bool:
@@ -302,7 +323,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def subset(self, index: Index) -> ImageDataset:
         """A view of these images, in this order; nothing is copied."""
-        arrays = {"labels": self._labels, "logits": self._logits, "seeds": self.seeds}
+        arrays = {"labels": self._labels, "logits": self._logits, "seeds": self.seeds, "regions": self._regions}
         return ImageDataset(self.card, self._images, **arrays, path=self.path, index=self._where(index))
 
     def split(self, fraction: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
@@ -340,7 +361,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         digest = hashlib.sha256(self.card.dumps().encode())
         if self._index is not None:
             digest.update(self._index.tobytes())
-        for part, most in ((self._images, 64), (self._labels, 1024), (self._logits, 1024)):
+        for part, most in ((self._images, 64), (self._labels, 1024), (self._logits, 1024), (self._regions, 64)):
             if part is not None and len(part):
                 at = np.unique(np.linspace(0, len(part) - 1, most).astype(np.int64))
                 digest.update(np.ascontiguousarray(part[at]).tobytes())
@@ -350,7 +371,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """A mapped set travels to worker processes as its path, not as its bytes."""
         state = {k: v for k, v in self.__dict__.items() if k not in ("labels", "fingerprint")}
         if self.path is not None:
-            state = {k: v for k, v in state.items() if k not in ("_images", "_labels", "_logits", "seeds")}
+            arrays = ("_images", "_labels", "_logits", "seeds", "_regions")
+            state = {k: v for k, v in state.items() if k not in arrays}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -358,7 +380,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if self.path is not None:
             opened = ImageDataset.open(self.path)
             self._images, self._labels, self._logits = opened._images, opened._labels, opened._logits
-            self.seeds = opened.seeds
+            self.seeds, self._regions = opened.seeds, opened._regions
 
     def summary(self) -> dict[str, Any]:
         """What the command line prints of a data set it made."""
@@ -381,6 +403,14 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         shape = "x".join(map(str, self.card.shape))
         facts = f"{self.card.origin}, {len(self)} x {shape}, {self.card.classes} classes"
         return f"ImageDataset({self.card.name!r}, {facts})"
+
+
+def _check_regions(card: Card, regions: Any) -> None:
+    """Raise `DatasetError` where the rows of regions (N, R, K) are not those of the card's grid."""
+    said = (card.count, 0 if card.grid is None else len(Grid.of(card.grid)), card.classes)
+    if regions is not None and tuple(regions.shape) != said:
+        there = tuple(regions.shape)
+        raise DatasetError(f"rows of regions are {there}, but the card says {said}; label the data set again")
 
 
 # -- images of another data set --------------------------------------------------------------------------------------

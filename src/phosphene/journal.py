@@ -52,15 +52,17 @@ class Writer:
         logits: bool = True,
         labels: bool = True,
         seeds: int = 0,
+        regions: int = 0,
         dtype: str = "uint8",
         rank: int = 0,
         barrier: Callable[[], None] = lambda: None,
     ) -> Writer:
         """Begin the data set of `count` images in folder `path`, or go on with it.
 
-        `logits` False: labels instead; `labels` False, too: no targets. `seeds`: columns of seeds.npy, 0 for none.
-        `barrier`: waits for all ranks, needed when there are several. `finished` is set when the folder already holds
-        this very data set. Raises `DatasetError` when it holds another one.
+        `logits` False: labels instead; `labels` False, too: no targets. `seeds`: columns of seeds.npy,
+        `regions`: rows of each image in regions.npy, 0 for none. `barrier`: waits for all ranks, needed when there are
+        several. `finished` is set when the folder already holds this very data set. Raises `DatasetError` when it holds
+        another one.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +76,8 @@ class Writer:
             shapes["labels"] = ("int64", (count,))
         if seeds:
             shapes["seeds"] = ("int32", (count, seeds))
+        if regions:
+            shapes["regions"] = ("float16", (count, regions, card.classes))
         finished = _finished(folder, card)
         arrays = {} if finished else {name: _allocate(folder / f"{name}.npy", *spec) for name, spec in shapes.items()}
         writer = cls(folder, card, arrays, rank, barrier)
@@ -98,6 +102,7 @@ class Writer:
         logits: np.ndarray | Tensor | None = None,
         labels: np.ndarray | Tensor | None = None,
         seeds: np.ndarray | Tensor | None = None,
+        regions: np.ndarray | Tensor | None = None,
         chain: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> None:
@@ -108,12 +113,14 @@ class Writer:
         if self.finished:
             raise DatasetError(f"{self.path} is finished; nothing more can be written into it")
         at = slots.numpy() if isinstance(slots, Tensor) else np.asarray(slots)
-        given = {"images": images, "logits": logits, "labels": labels, "seeds": seeds}
+        given = {"images": images, "logits": logits, "labels": labels, "seeds": seeds, "regions": regions}
         for name, mapped in self._arrays.items():
             if given[name] is None:
                 raise DatasetError(f"{self.path} expects {name} with every slice")
             values = array(given[name])
-            mapped[at] = centred(values, self.card.task) if name == "logits" else values
+            if name in ("logits", "regions"):
+                values = centred(values.reshape(-1, self.card.classes), self.card.task).reshape(values.shape)
+            mapped[at] = values
         for mapped in self._arrays.values():
             mapped.flush()  # type: ignore[attr-defined]
         line = {
@@ -172,7 +179,7 @@ def _finished(folder: Path, card: Card) -> bool:
         return False
     there = Card.load(folder)
     same = ["name", "origin", "task", "shape", "classes", "count", "recipe", "label_view", "teacher", "mean", "std"]
-    same += ["random_labels", "source"]
+    same += ["random_labels", "source", "grid"]
     one, two = (json.loads(each.dumps()) for each in (there, card))  # tuples and lists are the same there
     if any(one.get(key) != two.get(key) for key in same):
         what = f"{there.name!r}, {there.origin}, {there.count} images"

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .augment import View
+from .augment import Grid, View
 from .card import Card
 from .dataset import ImageDataset
 from .errors import DatasetError, SettingsError
+from .hardware import Machine
 from .hardware import machine as decide_machine
 from .journal import Writer
 from .run import Run
@@ -37,6 +39,9 @@ def label(
     task: Annotated[
         Literal["single", "multi"] | None, "what a row is: one class, or findings each of its own; default: as in DATA"
     ] = None,
+    crops: Annotated[int | None, "rows of regions, too: of so many positions along each side, or all there are"] = None,
+    pad: Annotated[int | None, "black pixels around, of --crops; default: as `train` has it, an eighth or none"] = None,
+    mirror: Annotated[bool | None, "mirrored regions, too, of --crops; default: where images have colour"] = None,
     out: Annotated[Path | None, "folder of the new data set (default: runs/label-HASH)"] = None,
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto",
     precision: Annotated[str, "auto, fp32 or bf16"] = "fp32",
@@ -48,6 +53,9 @@ def label(
     which is the middle where the images are larger than its input. Searches and training then see regions of that size.
     The same command again goes on where it was stopped.
 
+    With --crops the rows of a grid of regions are stored beside, the size of the teacher's input each, so that training
+    (--rows regions) gives a student the row of the very region it is shown, and the teacher need not be there.
+
     Example:
         phosphene dataset label fractals --teacher cifar-resnet20 --checkpoint resnet20.pt --out labelled
 
@@ -56,7 +64,7 @@ def label(
 
     Raises:
         DatasetError: the data set cannot be read, is empty, or its images do not fit the teacher.
-        SettingsError: --teacher is missing.
+        SettingsError: --teacher is missing, or --pad or --mirror has no --crops, or there is no such grid.
         TeacherError: it cannot be loaded.
     """
     images = ImageDataset.open(data)
@@ -65,19 +73,23 @@ def label(
     own = {"mean": mean, "std": std, "size": size, "channels": channels, "classes": classes}
     asked = load_teacher(teacher, checkpoint=checkpoint, class_names=class_names, **own)  # type: ignore[arg-type]
     check(images, asked)
+    grid = _grid(images, asked, crops, pad, mirror)
     here = decide_machine(device, precision)
     kind = task or images.card.task
-    run = Run.open("label", {"task": kind}, [images.fingerprint, asked.fingerprint], out, here, estimate=estimate)
+    settings: dict[str, Any] = {"task": kind, **({} if grid is None else {"grid": grid.describe()})}
+    run = Run.open("label", settings, [images.fingerprint, asked.fingerprint], out, here, estimate=estimate)
     if run.finished is not None:
         return ImageDataset.open(run.path)
     card = dataclasses.replace(_card(images, asked), name=run.path.name, task=kind)
-    writer = _write(run, images, asked, card)
+    card.grid = None if grid is None else grid.describe()
+    writer = _write(run, images, asked, card, grid)
     if writer is None:
         run.finish({})  # raises the estimate
     assert writer is not None
     if not writer.finished:
         here.barrier()
-        everyone = Writer.create(run.path, card, len(images), dtype=images.dtype)  # reads the journals of all ranks
+        each = 0 if grid is None else len(grid)
+        everyone = Writer.create(run.path, card, len(images), dtype=images.dtype, regions=each)  # reads all journals
         writer.close(statistics=_agreement(images, card, everyone.facts.values()))
     made = ImageDataset.open(run.path)
     run.finish({"images": len(made), "agreement": made.card.statistics.get("agreement")})
@@ -97,14 +109,30 @@ def check(images: ImageDataset, teacher: Teacher) -> None:
         raise DatasetError(f"{images.card.name} has images of {has}, but {teacher.name} takes {sees}; give it {wanted}")
 
 
-def _write(run: Run, images: ImageDataset, teacher: Teacher, card: Card) -> Writer | None:
+def _grid(
+    images: ImageDataset, teacher: Teacher, crops: int | None, pad: int | None, mirror: bool | None
+) -> Grid | None:
+    """The regions that flags ask for: where nothing is said, those that `train` would see."""
+    if crops is None:
+        for flag, value in (("--pad", pad), ("--mirror", mirror)):
+            if value is not None:
+                raise SettingsError(f"{flag} is of the regions; say how many with --crops, or leave it out")
+        return None
+    channels, height, width = images.card.shape
+    whole = (height, width) == teacher.shape[1:]
+    around = (min(height, width) // 8 if whole else 0) if pad is None else pad
+    return Grid.even((height, width), teacher.shape[1:], crops, around, channels == 3 if mirror is None else mirror)
+
+
+def _write(run: Run, images: ImageDataset, teacher: Teacher, card: Card, grid: Grid | None) -> Writer | None:
     """Label and copy the images chunk by chunk; what is journaled is not done again. None for an estimate."""
     here, view = run.machine, View(None if tuple(card.shape) == teacher.shape else teacher.shape[1])
-    bytes_each = int(np.prod(card.shape)) * np.dtype(images.dtype).itemsize
+    each = 0 if grid is None else len(grid)
+    bytes_each = int(np.prod(card.shape)) * np.dtype(images.dtype).itemsize + 2 * each * card.classes
     size = max(1, min(MOST, CHUNK // bytes_each))
     chunks = here.share(-(-len(images) // size))
-    ranks: dict[str, Any] = {"rank": here.rank, "barrier": here.barrier}
-    writer = None if run.estimating else Writer.create(run.path, card, len(images), dtype=images.dtype, **ranks)
+    own: dict[str, Any] = {"dtype": images.dtype, "regions": each, "rank": here.rank, "barrier": here.barrier}
+    writer = None if run.estimating else Writer.create(run.path, card, len(images), **own)
     run.disk(len(images) * (bytes_each + 2 * card.classes))
     for step in run.steps(f"label-{here.rank}", len(chunks), alone=True, keep=False):
         chunk = chunks[step]
@@ -113,10 +141,18 @@ def _write(run: Run, images: ImageDataset, teacher: Teacher, card: Card) -> Writ
         slots = np.arange(chunk * size, min((chunk + 1) * size, len(images)))
         pixels = images.pixels(slots)
         logits = teacher.logits(view.move(pixels).to(here.device), here).cpu()
+        regions = None if grid is None else _regions(grid, pixels, teacher, here)
         if writer is not None:
             same = int((images.labels[slots] == logits.argmax(1).numpy()).sum()) if images.labelled else 0
-            writer.write(slots, pixels, logits=logits, chain=chunk, facts={"same": same})
+            writer.write(slots, pixels, logits=logits, regions=regions, chain=chunk, facts={"same": same})
     return writer
+
+
+def _regions(grid: Grid, pixels: Tensor, teacher: Teacher, machine: Machine) -> Tensor:
+    """The teacher's logits ``(N, R, K)`` of all regions of images ``(N, C, H, W)``."""
+    whole = pixels.to(machine.device)
+    numbers = (torch.full((len(pixels),), region) for region in range(len(grid)))
+    return torch.stack([teacher.logits(grid.cut(whole, number), machine).cpu() for number in numbers], 1)
 
 
 def _agreement(images: ImageDataset, card: Card, facts: Iterable[dict[str, Any]]) -> dict[str, float]:
@@ -144,4 +180,5 @@ def _card(images: ImageDataset, teacher: Teacher) -> Card:
         statistics={},
         random_labels=False,
         source=None,
+        grid=None,
     )

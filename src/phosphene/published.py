@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from .errors import SettingsError
 
-__all__ = ["RECIPES", "TrainingRecipe", "effective", "learning_rate", "length"]
+__all__ = ["RECIPES", "TrainingRecipe", "effective", "learning_rate", "length", "said"]
 
+YOUNGER = ("cutmix", "ema")  # settings that the first runs did not have
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "cosine-epoch", "linear", "exponential", "constant"]
 
@@ -19,7 +20,8 @@ class TrainingRecipe:
     """Every setting of a training run; None = what the architecture or the data says.
 
     `pad`: None = an eighth of the image's side. `warmup` counts steps, `decay` is the factor of an epoch in the
-    exponential schedule, `auxiliary` the weight of the auxiliary head's loss, `drop_path` the rate reached at the end.
+    exponential schedule, `auxiliary` the weight of the auxiliary head's loss, `drop_path` the rate reached at the end,
+    `ema` the decay of the moving average of weights that is the result, 0 for the weights of the last step.
     """
 
     epochs: int | None = None
@@ -45,6 +47,8 @@ class TrainingRecipe:
     cells: int | None = None
     auxiliary: float = 0.0
     drop_path: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
 
 
 RECIPES: dict[str, TrainingRecipe] = {
@@ -89,6 +93,11 @@ def effective(name: str, given: dict[str, Any]) -> TrainingRecipe:
     return recipe
 
 
+def said(recipe: TrainingRecipe) -> dict[str, Any]:
+    """The settings as they identify a run: those of `YOUNGER` only where they do something, so that old runs go on."""
+    return {key: value for key, value in asdict(recipe).items() if key not in YOUNGER or value}
+
+
 def _check(recipe: TrainingRecipe) -> None:
     for key in ("epochs", "steps", "batch"):
         value = getattr(recipe, key)
@@ -97,10 +106,10 @@ def _check(recipe: TrainingRecipe) -> None:
     for key in ("lr", "temperature", "decay"):
         if not getattr(recipe, key) > 0:
             raise SettingsError(f"--{key} {getattr(recipe, key)} must be above 0")
-    for key in ("weight_decay", "warmup", "clip", "mixup", "cutout", "auxiliary"):
+    for key in ("weight_decay", "warmup", "clip", "mixup", "cutmix", "cutout", "auxiliary"):
         if getattr(recipe, key) < 0:
             raise SettingsError(f"--{key.replace('_', '-')} {getattr(recipe, key)} is negative; 0 turns it off")
-    for key in ("momentum", "drop_path", "label_smoothing"):
+    for key in ("momentum", "drop_path", "label_smoothing", "ema"):
         if not 0 <= getattr(recipe, key) < 1:
             raise SettingsError(f"--{key.replace('_', '-')} {getattr(recipe, key)} is not in [0, 1)")
     if recipe.nesterov and recipe.momentum == 0:

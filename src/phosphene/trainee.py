@@ -23,7 +23,8 @@ from .published import TrainingRecipe
 from .run import Run
 from .teacher import Teacher
 
-__all__ = ["Trained", "build", "check", "check_output", "design", "find", "finish", "input_shape", "settle", "write"]
+__all__ = ["Trained", "build", "check", "check_output", "design", "find", "finish", "input_shape", "on_grid", "settle"]
+__all__ += ["write"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,23 @@ def _moved(recipe: TrainingRecipe, given: dict[str, Any], data: ImageDataset) ->
         whole = recipe.crop is None or recipe.crop >= min(height, width)
         recipe = replace(recipe, pad=min(height, width) // 8 if whole else 0)
     return recipe
+
+
+def on_grid(recipe: TrainingRecipe, given: dict[str, Any], data: ImageDataset) -> TrainingRecipe:
+    """The recipe with crops, padding and flips as the data's grid of regions has them.
+
+    Raises:
+        DatasetError: the data has no rows of regions.
+        SettingsError: a flag asks for other regions.
+    """
+    grid = data.grid
+    if grid is None:
+        raise DatasetError(f"{data.card.name} has no rows of regions; see `phosphene dataset label --crops`")
+    wanted = {"crop": grid.height if grid.height == grid.width else None, "pad": grid.pad, "flip": grid.mirror}
+    for key, value in wanted.items():
+        if given[key] not in (None, value):
+            raise SettingsError(f"--{key} {given[key]}: the regions of {data.card.name} have {value}; leave it out")
+    return replace(recipe, **wanted)  # type: ignore[arg-type]
 
 
 def input_shape(data: ImageDataset, recipe: TrainingRecipe) -> tuple[int, int, int]:

@@ -15,7 +15,7 @@ from .. import costs, sources, spaces, trainee, weights
 from .. import teacher as teachers
 from ..core import Architecture
 from ..dataset import ImageDataset
-from ..errors import SettingsError
+from ..errors import DatasetError, SettingsError
 from ..evaluate import evaluate
 from ..hardware import Machine
 from ..hardware import machine as decide_machine
@@ -24,7 +24,7 @@ from ..progress import say
 from ..published import TrainingRecipe
 from ..run import Run
 from ..teacher import Teacher
-from ..train import train
+from ..train import Rows, train
 from ..trainee import Trained
 from . import distil_adversarial, distil_fast
 from .distil_settings import DistilRecipe, effective
@@ -33,6 +33,8 @@ from .distil_tests import Tests
 Method = Literal["data", "dfad", "dafl", "autorecon", "fast"]
 TRAINS = ("epochs", "batch", "lr", "momentum", "weight_decay", "temperature")
 """What training on a data set takes too."""
+ON_DATA = ("rows", "shares", "mixup", "cutmix", "ema")
+"""What it alone takes."""
 
 
 def distill(
@@ -43,7 +45,20 @@ def distill(
     ],
     *,
     method: Annotated[Method, "data trains on --data, the others on a generator's images"] = "dfad",
-    data: Annotated[ImageDataset | str | None, "for --method data: images, real, synthesized or noise"] = None,
+    data: Annotated[
+        ImageDataset | str | list[ImageDataset | str] | None,
+        "for --method data: images, real, synthesized or noise; repeat to mix several",
+    ] = None,
+    rows: Annotated[
+        Rows | None,
+        "for --method data: stored, stored ones of regions, or asked of the teacher on what is seen, the default",
+    ] = None,
+    shares: Annotated[str | None, "of each --data in every batch, like 2,1; default: as many as it has images"] = None,
+    mixup: Annotated[float | None, "for --method data: a of Beta(a, a), 0 for none"] = None,
+    cutmix: Annotated[float | None, "for --method data: likewise; with both, either has half of the batches"] = None,
+    ema: Annotated[
+        float | None, "for --method data: decay of an average of the weights, the result; 0 for none"
+    ] = None,
     test: Annotated[ImageDataset | str | None, "labelled test data, to measure the student on after epochs"] = None,
     test_every: Annotated[int, "epochs from one measurement to the next; the last epoch always has one"] = 10,
     epochs: Annotated[int | None, "of --iterations; passes over --data"] = None,
@@ -94,6 +109,7 @@ def distill(
         ArchitectureError: STUDENT names no architecture.
     """
     given = {name: value for name, value in locals().items() if name in DistilRecipe.__dataclass_fields__}
+    further = {name: value for name, value in locals().items() if name in ON_DATA}
     if test_every < 1:
         raise SettingsError(f"--test-every {test_every} must be 1 or more")
     asked = teachers.load(teacher, checkpoint=checkpoint, mean=mean, std=std, size=size)
@@ -102,7 +118,9 @@ def distill(
     place: dict[str, Any] = {"seed": seed, "device": device, "precision": precision, "estimate": estimate}
     if method == "data":
         made = {"generator": generator, "scale": scale}
-        return _on_data(asked, found, data, tested, given | made, out, place)
+        return _on_data(asked, found, data, tested, given | made, further, out, place)
+    if said := [name for name, value in further.items() if value is not None]:
+        raise SettingsError(f"--{said[0]} is for --method data; leave it out with --method {method}")
     if data is not None:
         raise SettingsError(f"--data is for --method data; --method {method} makes its own images")
     if method != "fast" and latent_lr:
@@ -224,25 +242,42 @@ class _Plan:
 def _on_data(
     teacher: Teacher,
     student: Architecture | nn.Module,
-    data: ImageDataset | str | None,
+    data: ImageDataset | str | list[ImageDataset | str] | None,
     test: ImageDataset | None,
     given: dict[str, Any],
+    further: dict[str, Any],
     out: Path | None,
     place: dict[str, Any],
 ) -> Trained:
-    """Knowledge transfer (DFNAS §4.3): `train` on the data set, asking the teacher for every row as it is seen."""
+    """Knowledge transfer (DFNAS §4.3): `train` on the data set, on its rows or on the teacher's to what is seen."""
     if data is None:
         raise SettingsError("--data is missing; give a data set made by `phosphene synthesize` or `dataset import`")
     if wrong := [name for name, value in given.items() if value is not None and name not in TRAINS]:
         raise SettingsError(f"--{wrong[0].replace('_', '-')} is for generators; leave it out with --method data")
-    settings = {name: given[name] for name in TRAINS}
-    trained = train(student, data=data, teacher=teacher, out=out, **settings, **place)
+    sets: list[ImageDataset | str] = [
+        ImageDataset.open(one) for one in (data if isinstance(data, list | tuple) else [data])
+    ]
+    present = further["rows"] in (None, "asked")
+    for one in sets if not present else []:
+        _check_rows(teacher, ImageDataset.open(one))
+    settings = {name: given[name] for name in TRAINS} | further
+    trained = train(student, data=sets, teacher=teacher if present else None, out=out, **settings, **place)
     if test is None:
         return trained
     here = {"device": place["device"], "precision": place["precision"]}
     figures = evaluate(trained, data=test, out=trained.path / "test", **here)
     result = {**trained.result, "accuracy": figures["top1"], "test": figures["data"]}
     return Trained(trained.net, trained.info, trained.path, result, trained.architecture)
+
+
+def _check_rows(teacher: Teacher, data: ImageDataset) -> None:
+    """Refuse stored rows that are not this teacher's: a student would learn from somebody else."""
+    known = data.card.teacher or {}
+    if not data.soft or known.get("fingerprint") != teacher.fingerprint:
+        whose = f"those of {known.get('name', 'another network')}" if data.soft else "labels"
+        raise DatasetError(
+            f"the rows of {data.card.name} are {whose}, not {teacher.name}'s; see `phosphene dataset label`"
+        )
 
 
 def _student(student: Architecture | nn.Module | str, teacher: Teacher, seed: int) -> Architecture | nn.Module:
