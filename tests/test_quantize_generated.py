@@ -366,6 +366,20 @@ def test_images_of_batchnorm_statistics_alone(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_best_is_one_command(tmp_path):
+    """It makes its images, and a flag still wins over what was found best."""
+    flags = {"synthesize": 12, "steps": 3, "epoch": 3, "batch": 6, "images": 12, **CPU}
+    done = quantize("digits", method="best", weight_bits=3, out=tmp_path / "run", **flags)
+    assert (
+        done.result["ranges_from"] == "images, 12 images" and len(ImageDataset.open(tmp_path / "run" / "images")) == 12
+    )
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert settings["ranges"] == "error" and settings["schedule"] == "cosine" and settings["ce_weight"] == 0
+    other = quantize("digits", method="best", ce_weight=0.5, ranges="minmax", out=tmp_path / "other", **flags)
+    settings = json.loads((tmp_path / "other" / "config.json").read_text())["settings"]
+    assert settings["ce_weight"] == 0.5 and other.result["ranges"] == "minmax"
+
+
 REFUSED = [
     ({"method": "dfc", "ce_weight": 1.0}, "have no labels"),
     ({"method": "dfc", "data": "x", "synthesize": 9}, "leave one out"),
@@ -404,6 +418,12 @@ def test_a_generator_of_other_images_is_refused(tmp_path):
         call(tmp_path / "run", generator=tmp_path / "made", scale=None)
     with pytest.raises(SettingsError, match="--scale"):
         call(tmp_path / "run", generator=tmp_path / "made")
+
+
+def test_a_generator_that_does_not_learn_has_no_loss(tmp_path):
+    train(tiny(), steps=1, batch=4, scale=0.05, out=tmp_path / "made", **CPU)
+    with pytest.raises(SettingsError, match="--bn is for a generator that learns"):
+        call(tmp_path / "run", generator=tmp_path / "made", generator_lr=0.0, scale=None, bn=1.0)
 
 
 def test_an_estimate_trains_nothing(tmp_path):

@@ -59,10 +59,10 @@ def quantize(
     weight_grid: Annotated[Literal["channel", "tensor"], "what of a weight shares a scale"] = "channel",
     ranges: Annotated[
         Literal["error", "minmax"] | None,
-        "of inputs: least squared error, or all that was seen (zeroq's and inversion's default)",
+        "of inputs: least squared error, or all that was seen (as published for zeroq and for training)",
     ] = None,
     data: Annotated[ImageDataset | str | Path | None, "synthesized images: to fine-tune on, or for zeroq"] = None,
-    synthesize: Annotated[int | None, "images that dfc makes without --data; 2000"] = None,
+    synthesize: Annotated[int | None, "images that dfc and best make where --data gives none; 2000"] = None,
     images: Annotated[int, "to find ranges on: of --data, of noise, or synthesized for zeroq"] = 256,
     steps: Annotated[int, "of fine-tuning"] = 2000,
     epoch: Annotated[int, "steps between two measurements on the test data"] = 200,
@@ -77,7 +77,7 @@ def quantize(
     schedule: Annotated[
         Literal["steps", "cosine"] | None, "a tenth after every quarter, as published, or half a cosine"
     ] = None,
-    temperature: Annotated[float, "of the distillation"] = 20.0,
+    temperature: Annotated[float | None, "of the distillation; 20 as published"] = None,
     ce_weight: Annotated[float | None, "of the cross-entropy to the labels: 1, with dfc 0"] = None,
     kl_weight: Annotated[float, "of the divergence from the teacher"] = 1.0,
     kl: Annotated[

@@ -77,7 +77,10 @@ def plan_of(method: str, teacher: Teacher, given: dict[str, Any]) -> GeneratorPl
         if wrong := next((name for name in ("arch", "scale", "latent") if name in told), None):
             raise SettingsError(f"--{wrong} {told[wrong]}: the generator of --generator has its own; leave one out")
         architecture, view = _same(start, teacher, told["generator"]), start.view
-    weights = Weights(**{name: told[name] for name in ("label", "bn", "entropy") if name in told})
+    terms = {name: told[name] for name in ("label", "bn", "entropy") if name in told}
+    if terms and not lr:
+        raise SettingsError(f"--{next(iter(terms))} is for a generator that learns; --generator-lr is 0")
+    weights = Weights(**terms)
     plan = GeneratorPlan(
         architecture,
         start,

@@ -19,6 +19,7 @@ METHODS = {
     "autorecon": "phosphene.compress.quantize_generated:alternate",
     "dfc": "phosphene.compress.quantize_trained:inversion",
     "inversion": "phosphene.compress.quantize_trained:inversion",
+    "best": "phosphene.compress.quantize_trained:inversion",
 }
 """name -> a `Method`"""
 GENERATED = ("gdfq", "autorecon")
@@ -26,11 +27,14 @@ GENERATED = ("gdfq", "autorecon")
 SYNTHESIZED: dict[str, dict[str, float]] = {
     # BatchNorm statistics alone, and no labels (Haroush et al. 2020)
     "dfc": {"ce_weight": 0.0, "tv_weight": 0.0, "statistics_weight": 0.0},
+    "best": {},
 }
 """methods that make images to train on where none are given -> what `synthesize` is told beside its preset"""
 TRAINED = (*GENERATED, *SYNTHESIZED, "inversion")
 DEFAULTS: dict[str, dict[str, Any]] = {name: {"ranges": "minmax"} for name in ("zeroq", *TRAINED)}
 DEFAULTS["dfc"]["ce_weight"] = 0.0
+# no paper's: found without looking at test data, as docs/decisions/0020-quantization.md tells
+DEFAULTS["best"] = {"ranges": "error", "lr": 5e-4, "schedule": "cosine", "ce_weight": 0.0, "kl": "images"}
 """method -> settings that are not those of `Plan`"""
 WARMUP, PUBLISHED_WARMUP = 50, 800  # batches: for ranges alone; 4 epochs of 200 for GDFQ's generator
 GENERATOR = ("arch", "generator", "scale", "latent", "generator_lr")
