@@ -145,6 +145,41 @@ def test_the_expected_costs_are_the_means_over_all_architectures() -> None:
     assert torch.allclose(prices.expected(shares, made), mean)
 
 
+class Rule:
+    """A clock that counts parameters: of a block, and 1000 more of a network."""
+
+    def __init__(self) -> None:
+        self.keys: set[Any] = set()
+
+    def part(self, space: Any, key: Any) -> int:
+        self.keys.add(json.dumps(key))
+        net, shape = space.part(key)
+        assert costs.macs(net, shape) > 0  # it takes an input of that shape
+        return costs.params(net)
+
+    def network(self, space: Any, choices: dict[str, int]) -> int:
+        return costs.params(space.build(choices)) + 1000
+
+
+@pytest.mark.parametrize("network", ["cifar-resnet8b", "mobilenetv2"])
+def test_times_are_measured_on_few_blocks_and_linear_between(network: str) -> None:
+    space, clock = small(network), Rule()
+    prices = space.prices(costs.count, clock)
+    assert len(clock.keys) <= 27 * len(space.design.blocks) and prices.times
+    classifier = costs.params(space.build(space.uniform(30)).linear)  # type: ignore[arg-type,attr-defined]
+    for option in (0, 30):  # at the knots it is the sum of what was measured
+        params, _, nanoseconds = prices.of(space.uniform(option))
+        assert nanoseconds == params - classifier + prices.base
+    middle = prices.of(space.uniform(22))[2]
+    assert prices.of(space.uniform(0))[2] < middle < prices.of(space.uniform(30))[2]
+    sure = {d.name: F.one_hot(torch.tensor(22), 31).double() for d in space.decisions}
+    assert abs(float(prices.expected(sure)[2]) - middle) <= 1
+    half = {**sure, "stage1": sure["stage1"] / 2 + F.one_hot(torch.tensor(3), 31) / 2}
+    mean = sum(prices.of({**space.uniform(22), "stage1": k})[2] for k in (3, 22)) / 2
+    assert abs(float(prices.expected(half)[2]) - mean) <= 1
+    assert space.prices(costs.count, Rule()).times == prices.times
+
+
 # -- networks --------------------------------------------------------------------------------------------------------
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .augment import Augment
     from .compress.distil import distill
     from .compress.export import export
+    from .compress.prune import load_pruned, prune
     from .compress.quantize import quantize
     from .compress.quantized import load_quantized
     from .core import Architecture, Batch
@@ -85,9 +86,11 @@ __all__ = [
     "import_dataset",
     "label_dataset",
     "load_network",
+    "load_pruned",
     "load_quantized",
     "load_teacher",
     "noise",
+    "prune",
     "quantize",
     "register_search",
     "register_space",
@@ -123,9 +126,11 @@ _WHERE = {
     "import_dataset": "importing:import_",
     "label_dataset": "labelling:label",
     "load_network": "train:load_network",
+    "load_pruned": "compress.prune:load_pruned",
     "load_quantized": "compress.quantized:load_quantized",
     "load_teacher": "teacher:load",
     "noise": "synthesis.noise:noise",
+    "prune": "compress.prune:prune",
     "quantize": "compress.quantize:quantize",
     "register_search": "extensions:register_search",
     "register_space": "extensions:register_space",

@@ -69,6 +69,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "evaluate": "phosphene.evaluate:evaluate",
     "quantize": "phosphene.compress.quantize:quantize",
     "export": "phosphene.compress.export:export",
+    "prune": "phosphene.compress.prune:prune",
     "study classes": "phosphene.studies.classes:classes",
     "study difficulty": "phosphene.studies.difficulty:difficulty",
     "study distinguish": "phosphene.studies.distinguish:distinguish",

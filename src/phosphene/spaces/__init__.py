@@ -16,6 +16,7 @@ from ..models.zoo import is_zoo
 from . import chain, generator, genotype, macro, mbconv, nasbench201, shufflenet, width
 from .darts import DartsSpace
 from .fixed import FixedSpace
+from .pruned import PrunedSpace
 
 __all__ = ["NAMED", "SPACES", "architecture", "known", "published", "space"]
 
@@ -26,6 +27,7 @@ SPACES: dict[str, Callable[..., SearchSpace]] = {
     "macro": macro.MacroSpace,
     "mbconv": mbconv.MBConvSpace,
     "nasbench201": nasbench201.NasBench201Space,
+    "pruned": PrunedSpace,
     "shufflenet": shufflenet.ShuffleNetSpace,
     "width": width.WidthSpace,
 }

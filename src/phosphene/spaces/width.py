@@ -14,8 +14,9 @@ from typing import Any
 from torch import nn
 
 from ..core import Choices, Decision
-from ..errors import ArchitectureError, SettingsError
+from ..errors import ArchitectureError
 from ..prices import Clock, Count
+from . import width_times
 from .chain import check
 from .width_designs import DESIGNS, IMAGE, design
 from .width_layers import WidthNet
@@ -113,15 +114,16 @@ class WidthSpace:
         return {decision.name: option for decision in self.decisions}
 
     def prices(self, count: Count, clock: Clock | None = None) -> WidthPrices:
-        """The costs of its networks, by a formula; see `prices.prices`.
-
-        Raises:
-            SettingsError: with a clock.
-        """
-        if clock is not None:
-            raise SettingsError("--latency cannot be bounded in the width space; bound --macs or --params")
+        """The costs of its networks, by a formula, and with a clock their times; see `prices.prices`."""
         rows = terms(self.design, self.spec["shape"], self.spec["classes"])
-        return WidthPrices(rows, self.widths, self.design.free)
+        found = WidthPrices(rows, self.widths, self.design.free)
+        if clock is not None:
+            found.time(self, clock)
+        return found
+
+    def part(self, key: width_times.Key) -> tuple[nn.Module, tuple[int, int, int]]:
+        """A block that a clock measures, and the shape (C, H, W) of its input."""
+        return width_times.part(self.design, key)
 
     def notation(self, choices: Choices) -> str:
         """The network's name and the share of each decision in per cent."""

@@ -6,17 +6,22 @@ every width, so that partial choices lie between their narrowest and their wides
 
 from __future__ import annotations
 
+import hashlib
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core import Choices
-from ..prices import NOTHING, Costs
+from ..prices import NETWORKS, NOTHING, Clock, Costs, drawn
 from .inputs import halved
 from .width_designs import IMAGE, Block, Design
+from .width_times import Times, measured
+from .width_times import shares as between
 
 
 class Term(NamedTuple):
@@ -52,7 +57,7 @@ def _block(block: Block, size: tuple[int, int], channels: int) -> list[Term]:
 
 
 class WidthPrices:
-    """Costs of a space of widths: parameters and MACs, exact (`prices.Prices`).
+    """Costs of a space of widths (`prices.Prices`): parameters and MACs, exact; nanoseconds where a clock measured.
 
     Args:
         rows: what the network counts.
@@ -64,12 +69,34 @@ class WidthPrices:
 
     def __init__(self, rows: Sequence[Term], widths: Mapping[str, Sequence[int]], free: Sequence[str]) -> None:
         self.rows, self.widths, self.free = rows, widths, free
+        self.blocks: list[Times] = []
+        self.base = 0
+
+    def time(self, space: Any, clock: Clock) -> None:
+        """Add nanoseconds: of blocks, and what whole networks took beyond their blocks, the median of a few."""
+        self.blocks = measured(space, clock, self.widths)
+        generator = torch.Generator().manual_seed(0)
+        networks = [drawn(space, generator) for _ in range(NETWORKS)]
+        self.base = int(statistics.median(clock.network(space, made) - self.of(made)[2] for made in networks))
+        seen = [self.base, *(block.grid.tolist() for block in self.blocks)]
+        self.times = hashlib.sha256(repr(seen).encode()).hexdigest()[:16]
 
     def at(self, widths: Mapping[str, int]) -> tuple[int, ...]:
         """The costs of these widths of all streams."""
         products = [math.prod(widths[name] for name in row.streams) for row in self.rows]
         pairs = list(zip(self.rows, products, strict=True))
-        return sum(row.params * n for row, n in pairs), sum(row.macs * n for row, n in pairs)
+        counted = sum(row.params * n for row, n in pairs), sum(row.macs * n for row, n in pairs)
+        if not self.blocks:
+            return counted
+        return (*counted, round(self.base + sum(self._block(block, widths) for block in self.blocks)))
+
+    @staticmethod
+    def _block(block: Times, widths: Mapping[str, int]) -> float:
+        """The nanoseconds of one block, linear between those that were measured."""
+        value = block.grid
+        for name, knots in zip(block.streams, block.knots, strict=True):
+            value = np.tensordot(between(widths[name], knots), value, 1)
+        return float(value)
 
     def completed(self, made: Choices, last: bool) -> dict[str, int]:
         """The widths of all streams, those left open at their narrowest, or at their widest."""
@@ -93,7 +120,7 @@ class WidthPrices:
         return self.at(self.completed({}, False)), self.at(self.completed({}, True))
 
     def expected(self, shares: Mapping[str, Tensor], made: Choices = NOTHING) -> Tensor:
-        """The mean of each cost ``(2,)``, float64: streams are drawn independently, so products of means, exactly."""
+        """The mean of each cost ``(costs,)``, float64: streams are independent, so these are products of means."""
 
         def moment(name: str, power: int) -> Tensor:
             options = torch.tensor(self.widths[name], dtype=torch.float64) ** power
@@ -110,4 +137,17 @@ class WidthPrices:
                 means[key] = means[key] if key in means else moment(*key)
                 product = product * means[key]
             total = total + product * torch.tensor([row.params, row.macs], dtype=torch.float64)
+        return torch.cat([total, self._expected_time(shares, made).view(1)]) if self.blocks else total
+
+    def _expected_time(self, chances: Mapping[str, Tensor], made: Choices) -> Tensor:
+        """The mean nanoseconds: times are linear in what each stream's knots count, streams independent."""
+        total = torch.tensor(float(self.base), dtype=torch.float64)
+        for block in self.blocks:
+            value = torch.from_numpy(block.grid)
+            for name, knots in zip(block.streams, block.knots, strict=True):
+                rows = torch.from_numpy(np.stack([between(width, knots) for width in self.widths[name]]))
+                drawn_here = name in self.free and name not in made
+                mean = chances[name].cpu().double() @ rows if drawn_here else rows[made.get(name, 0)]
+                value = torch.tensordot(mean, value, 1)
+            total = total + value
         return total
