@@ -107,6 +107,7 @@ def test_rows_are_the_teachers_of_each_region(side: int, channels: int, regions:
                 torch.testing.assert_close(rows, wanted, rtol=0, atol=2e-3)
                 number += 1
     assert number == regions
+    assert made.summary()["regions"] == regions
     plain = label(data, teacher=asked, out=tmp_path / "plain", device="cpu")
     assert torch.equal(plain.rows(everything), made.rows(everything)) and plain.grid is None
 

@@ -393,6 +393,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             "shape": list(self.card.shape),
             "classes": self.card.classes,
             "targets": "logits" if self.soft else "labels" if self._labels is not None else "none",
+            **({} if self.grid is None else {"regions": len(self.grid)}),
             "mean": [round(x, 4) for x in mean.tolist()],
             "std": [round(x, 4) for x in std.tolist()],
             **{name: value for name, value in self.card.statistics.items() if isinstance(value, float)},
