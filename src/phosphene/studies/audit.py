@@ -169,7 +169,7 @@ class _Audit:
             if copies is not None:
                 draw_nearest(copies.distances, found["copies"], self.run.path / "nearest.png")
                 copies.write_pairs()
-        return found
+        return found | {name: _by_figure(found[name]) for name in ("sets", "copies") if name in found}
 
     def _looks(self, watched: Watched) -> dict[str, Look]:
         """What the teacher sees: in the chosen images, in as much noise, and in all real images."""
@@ -189,8 +189,8 @@ class _Audit:
     def _described(self, looks: dict[str, Look], watched: Watched) -> dict[str, Any]:
         made = self.sets["made"]
         about: dict[str, Any] = {"data": made.card.name, "teacher": self.teacher.name, "images": self.count}
-        about |= {f"{name} set": one.card.name for name, one in self.sets.items() if name != "made"}
-        about |= {"real images": len(self.sets["real"])} if "real" in self.sets else {}
+        about |= {_key(f"{name} set"): one.card.name for name, one in self.sets.items() if name != "made"}
+        about |= {"real_images": len(self.sets["real"])} if "real" in self.sets else {}
         about |= {"features": f"{watched.width}" + ("" if watched.named else " logits: no linear layer")}
         return {**about, **self._classes(looks["made"]), "sets": self._figures(looks)}
 
@@ -272,6 +272,16 @@ def _members(rows: Tensor, task: str) -> Tensor:
     if task == "multi":
         return rows > 0.5  # NaN is unlabelled
     return torch.nn.functional.one_hot(rows.argmax(1), rows.shape[1]).bool()
+
+
+def _by_figure(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """set -> figure -> value as figure -> set -> value: there are more figures than sets, and pages are narrow."""
+    figures = dict.fromkeys(figure for row in rows.values() for figure in row)
+    return {figure: {_key(name): row[figure] for name, row in rows.items() if figure in row} for figure in figures}
+
+
+def _key(name: str) -> str:
+    return name.replace(" ", "_")
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
