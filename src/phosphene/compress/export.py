@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from ..progress import say
 from ..run import Run
 from ..synthesis.command import synthesize
 from ..teacher import Teacher
-from .export_check import parity, timed, white
+from .export_check import accuracy, parity, timed, uint8, white
 from .export_job import Job, Made
 from .quantized import load_quantized
 
@@ -36,7 +37,6 @@ KINDS = {
 }
 """--to -> makes a `Made` of a `Job`"""
 CHECKED = 256  # images, beside noise, that a file is compared on
-SLACK = 0.01  # of float pixels beyond black and white
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ def export(
         ImageDataset | str | Path | None, "synthesized images to calibrate int8 on and to compare on; or `noise`"
     ] = None,
     images: Annotated[int, "to calibrate on: of --data, or synthesized where there is none"] = 256,
+    test: Annotated[
+        ImageDataset | str | Path | None,
+        "labelled data to report the accuracy of file and network on; nothing is chosen",
+    ] = None,
     latency: Annotated[bool, "time the file, int8 beside float, on one thread"] = True,
     checkpoint: Annotated[str | None, "weights: .safetensors, .pt, .pth, .th"] = None,
     mean: Annotated[str | None, "mean of pixels in 0..1, with commas"] = None,
@@ -102,17 +106,19 @@ def export(
     """
     _check(network, int8, quantized, images)
     told = {"mean": mean, "std": std, "size": size, "channels": channels, "classes": classes}
-    loaded = teachers.load(network, checkpoint=checkpoint, class_names=class_names, **told)  # type: ignore[arg-type]
+    found = teachers.load(network, checkpoint=checkpoint, class_names=class_names, **told)  # type: ignore[arg-type]
+    loaded = replace(found, net=_plain_copy(found.net))
     student = None if quantized is None else load_quantized(quantized, loaded.net)
     grid = None if quantized is None else weights.digest(weights.read(quantized / "quantized.safetensors"))
     noise = str(data) == "noise"
     given = None if data is None or noise else ImageDataset.open(data)
     if given is not None:
         _check_images(given, loaded)
+    tested = None if test is None else test if isinstance(test, ImageDataset) else teachers.open_test(test)
     settled = task or ("single" if given is None else given.card.task)
     settings: dict[str, Any] = {"to": to, "int8": int8, "preprocessing": with_preprocessing, "task": settled}
     settings |= {"images": images, "noise": noise} if int8 and grid is None else {"quantized": grid}
-    inputs = [loaded.fingerprint, *([given.fingerprint] if given is not None else [])]
+    inputs = [loaded.fingerprint, *(one.fingerprint for one in (given, tested) if one is not None)]
     machine = Machine(torch.device("cpu"), channels_last=False)
     run = Run.open("export", settings, inputs, out, machine, seed=seed)
     if run.finished is not None:
@@ -123,7 +129,7 @@ def export(
         return Exported(run.path, run.finished, read_json(timing) if timing.exists() else None)
     plan = Job(loaded, int8, with_preprocessing, settled, student)
     job, sets, origin = _images(run, plan, given, images, noise)
-    return _write(run, job, to, sets, origin, latency)
+    return _write(run, job, to, sets, origin, tested, latency)
 
 
 def _images(
@@ -147,11 +153,20 @@ def _images(
     return replace(job, pixels=calibration), sets, {"calibrated_on": f"{len(calibration)} images ({origin})"}
 
 
-def _write(run: Run, job: Job, to: str, sets: Mapping[str, Tensor], origin: dict[str, Any], latency: bool) -> Exported:
+def _write(
+    run: Run,
+    job: Job,
+    to: str,
+    sets: Mapping[str, Tensor],
+    origin: dict[str, Any],
+    tested: ImageDataset | None,
+    latency: bool,
+) -> Exported:
     """Make the file, compare, time, and say what was made; no file where any of it fails."""
     module, attribute = KINDS[to].split(":")
     made: Made = getattr(importlib.import_module(module), attribute)(job)
     same = parity(job, made.answer, sets, exact=not job.int8)
+    right = {} if tested is None else accuracy(job, made.answer, tested)
     timing = timed(job, made, run.seed) if latency else None
     name = f"network.int8.{made.ending}" if job.int8 else f"network.{made.ending}"
     fresh = run.path / f"{name}.new"
@@ -171,11 +186,19 @@ def _write(run: Run, job: Job, to: str, sets: Mapping[str, Tensor], origin: dict
         **origin,
         **made.notes,
         **same,
+        **right,
         "compared_on": {key: len(pixels) for key, pixels in sets.items()},
         "compared_with": "the fake-quantized network" if job.student is not None else "the float network",
         **{key: round(size / 2**20, 4) for key, size in sizes.items()},
     }
     return Exported(run.path, run.finish(result), timing)
+
+
+def _plain_copy(net: nn.Module) -> nn.Module:
+    """On the CPU and in the usual memory layout, whatever was done with the network before."""
+    copied = copy.deepcopy(net).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    found: nn.Module = copied.eval().requires_grad_(False)
+    return found
 
 
 def _knows_its_data(net: nn.Module) -> bool:
@@ -188,14 +211,7 @@ def _pixels(data: ImageDataset, index: range) -> Tensor:
     pixels = data.pixels(index)
     (_, height, width), (_, high, wide) = data.seen, data.card.shape
     top, left = (high - height) // 2, (wide - width) // 2
-    pixels = pixels[:, :, top : top + height, left : left + width]
-    if pixels.dtype == torch.uint8:
-        return pixels
-    if float(pixels.min()) < -SLACK or float(pixels.max()) > 1 + SLACK:
-        raise DatasetError(
-            f"{data.card.name} holds numbers beyond 0..1, which are no pixels; give images or --data noise"
-        )
-    return (255 * pixels.float()).round().clamp(0, 255).to(torch.uint8)
+    return uint8(pixels[:, :, top : top + height, left : left + width])
 
 
 def _check_images(data: ImageDataset, teacher: Teacher) -> None:

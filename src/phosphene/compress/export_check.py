@@ -5,19 +5,23 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ExportError
+from .. import teacher as teachers
+from ..dataset import ImageDataset
+from ..errors import DatasetError, ExportError
 from .export_job import Answer, Job, Made
 
-__all__ = ["compare", "interleaved", "parity", "timed", "white"]
+__all__ = ["accuracy", "compare", "interleaved", "parity", "timed", "uint8", "white"]
 
 NOISE = 64  # images
 BATCHES = (1, 3, 64)  # sizes that take turns: the number of images is free
 ROUNDS = 30
+SLACK = 0.01  # of float pixels beyond black and white
 TOLERANCE = 1e-3  # of float files, times the largest answer (at least 1)
 LOT = 0.002  # seconds: one timing is of as many calls as take longer
 
@@ -69,6 +73,31 @@ def parity(job: Job, answer: Answer, sets: Mapping[str, Tensor], *, exact: bool)
             )
         result |= {f"{key}_{name}": value for key, value in figures.items()}
     return result
+
+
+def accuracy(job: Job, answer: Answer, data: ImageDataset, batch: int = 64) -> dict[str, Any]:
+    """Percent of labelled images that the file gets right, and that the network in torch does.
+
+    Raises:
+        DatasetError: the data do not fit the network, or have independent findings.
+    """
+    full = teachers.accuracy(replace(job.teacher, net=job.net), data)
+    right = 0
+    for start in range(0, len(data), batch):
+        index = torch.arange(start, min(start + batch, len(data)))
+        guesses = answer(job.inputs(uint8(data.pixels(index)))).argmax(1)
+        right += int((guesses.numpy() == data.labels[index.numpy()]).sum())
+    percent = round(100 * right / len(data), 4)
+    return {"accuracy": percent, "network_accuracy": full["accuracy"], "tested": full["images"]}
+
+
+def uint8(pixels: Tensor) -> Tensor:
+    """Pixels as cameras give them, of pixels in 0..255 or 0..1; raises `DatasetError` for other numbers."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    if float(pixels.min()) < -SLACK or float(pixels.max()) > 1 + SLACK:
+        raise DatasetError("the images hold numbers beyond 0..1, which are no pixels; give images, or --data noise")
+    return (255 * pixels.float()).round().clamp(0, 255).to(torch.uint8)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
