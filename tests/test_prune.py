@@ -215,6 +215,15 @@ def test_every_cost_may_be_bounded(method: str, bound: dict[str, str], tiny: Pru
         assert found.summary()["ms"] == found.result["params"] / 1000
 
 
+def test_a_search_keeps_a_bound_of_measured_blocks(tiny: Prune, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"network": "cifar-resnet8", "latency_table": tmp_path / "table.json", "steps": 1}
+    found = tiny("metapruning", out=tmp_path / "run", latency="0.01..60", macs="60%", **given)
+    searched = json.loads((tmp_path / "run/search/result.json").read_text())
+    assert 0 < searched["latency"] <= 60 and searched["macs"] == found.result["macs"]
+    table = json.loads((tmp_path / "table.json").read_text())["measured"]
+    assert all(key.startswith("width ") for rows in table.values() for key in rows)
+
+
 def test_uniform_takes_the_largest_share_that_fits(tiny: Prune, tmp_path: Path) -> None:
     found = tiny("uniform", out=tmp_path / "run", macs="50%")
     assert found.architecture is not None

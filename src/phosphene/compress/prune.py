@@ -239,8 +239,8 @@ class _Plan:
         shares = {"params_share": params / whole.figures["params"], "macs_share": macs / whole.figures["macs"]}
         result = {**about, **before, **{name: round(100 * share, 3) for name, share in shares.items()}}
         result |= {"loss": trained.result["loss"], "fingerprint": trained.result["fingerprint"]}
+        whole_time(run, whole.teacher, self.given)
         if run.machine.rank == 0:
-            whole_time(run, whole.teacher, self.given)
             times = read_json(run.path / TIMES)
             taken = milliseconds(trained.net, shape, self.given, run.machine)
             write_json(run.path / TIMES, times | {"ms": round(taken, 6)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,22 @@ def milliseconds(net: nn.Module, shape: tuple[int, ...], given: dict[str, Any], 
 
 def whole_time(run: Run, teacher: Teacher, given: dict[str, Any]) -> float:
     """The whole network's milliseconds, measured once in this folder, so that a share of it means the same later."""
-    file = run.path / TIMES
-    known = read_json(file) if file.is_file() else {}
-    if "whole_ms" not in known:
-        known |= {"whole_ms": round(milliseconds(teacher.net, teacher.shape, given, run.machine), 6)}
-        known |= {"on": given["on"], "batch": given["latency_batch"]}
-        write_json(file, known)
-    return float(known["whole_ms"])
+
+    def measured() -> dict[str, Any]:
+        taken = round(milliseconds(teacher.net, teacher.shape, given, run.machine), 6)
+        return {"whole_ms": taken, "on": given["on"], "batch": given["latency_batch"]}
+
+    return float(_once(run, TIMES, measured)["whole_ms"])
+
+
+def _once(run: Run, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The contents of a file in the run's folder; the first process makes it where it is missing, the others wait."""
+    file = run.path / name
+    if run.machine.rank == 0 and not file.is_file():
+        write_json(file, make())
+    if not run.estimating:
+        run.machine.barrier()
+    return read_json(file)
 
 
 def searched(run: Run, whole: Whole, space: WidthSpace, bounds: dict[str, str | None], given: dict[str, Any]) -> Any:
@@ -91,27 +101,28 @@ def searched(run: Run, whole: Whole, space: WidthSpace, bounds: dict[str, str | 
 
 
 def uniform(run: Run, whole: Whole, space: WidthSpace, budget: Budget, given: dict[str, Any]) -> Architecture:
-    """The largest share that keeps the bounds, the same in every stream."""
+    """The largest share that keeps the bounds, the same in every stream; it stands in `uniform.json` then."""
     prices = space.prices(costs.count)
-    for option in reversed(range(len(space.decisions[0].options))):
-        choices = space.uniform(option)
-        figures: dict[str, float] = dict(zip(("params", "macs"), prices.of(choices), strict=True))
-        if budget.latency is not None:
-            with torch.random.fork_rng(devices=[]):
-                figures["latency"] = milliseconds(space.build(choices), whole.teacher.shape, given, run.machine)
-        over, below = prune_plan.outside(budget, figures)
-        if over <= 0:
-            _not_below(below, figures)
-            return Architecture(space.spec, choices)
-    raise BudgetError("no width is narrow enough for the bounds; raise them")
+
+    def largest() -> dict[str, Any]:
+        for option in reversed(range(len(space.decisions[0].options))):
+            choices = space.uniform(option)
+            figures: dict[str, float] = dict(zip(("params", "macs"), prices.of(choices), strict=True))
+            if budget.latency is not None:
+                with torch.random.fork_rng(devices=[]):
+                    figures["latency"] = milliseconds(space.build(choices), whole.teacher.shape, given, run.machine)
+            over, below = prune_plan.outside(budget, figures)
+            if over <= 0:
+                _not_below(below, figures)
+                return {"share": space.decisions[0].options[option], "option": option}
+        raise BudgetError("no width is narrow enough for the bounds; raise them")
+
+    return Architecture(space.spec, space.uniform(_once(run, "uniform.json", largest)["option"]))
 
 
 def cut_by(run: Run, whole: Whole, budget: Budget, given: dict[str, Any]) -> Kept:
     """The channels that a criterion keeps; once they are chosen they stand in `pruned.json`."""
-    file, net, shape = run.path / DESCRIPTION, whole.teacher.net, whole.teacher.shape
-    if file.is_file():
-        found: Kept = read_json(file)["kept"]
-        return found
+    net, shape = whole.teacher.net, whole.teacher.shape
     bare = copy.deepcopy(net).to("meta")
 
     def figures(kept: Kept) -> dict[str, float]:
@@ -124,12 +135,15 @@ def cut_by(run: Run, whole: Whole, budget: Budget, given: dict[str, Any]) -> Kep
     def excess(kept: Kept) -> float:
         return prune_plan.outside(budget, figures(kept))[0]
 
-    settings: dict[str, Any] = {"scope": given["scope"], "whole": given["keep"] or ()}
-    kept = prune_criteria.choose(net.cpu(), shape, given["method"], excess, **settings)
-    reached = figures(kept)
-    _not_below(prune_plan.outside(budget, reached)[1], reached)
-    write_json(file, {"format": 1, "criterion": given["method"], "scope": given["scope"], "kept": kept})
-    return kept
+    def chosen() -> dict[str, Any]:
+        settings: dict[str, Any] = {"scope": given["scope"], "whole": given["keep"] or ()}
+        kept = prune_criteria.choose(net.cpu(), shape, given["method"], excess, **settings)
+        reached = figures(kept)
+        _not_below(prune_plan.outside(budget, reached)[1], reached)
+        return {"format": 1, "criterion": given["method"], "scope": given["scope"], "kept": kept}
+
+    found: Kept = _once(run, DESCRIPTION, chosen)["kept"]
+    return found
 
 
 def _not_below(missed: str, figures: dict[str, float]) -> None:
