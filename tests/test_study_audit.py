@@ -351,7 +351,7 @@ def test_the_card_names_the_teacher(tmp_path: Path) -> None:
 
     data = noise("digits", images=12, out=tmp_path / "noise", device="cpu")
     result = audit(data, out=tmp_path / "a", neighbours=3, **CPU)
-    assert result["teacher"] == "digits" and result["agreement"] == 1
+    assert result["network"] == "digits" and result["agreement"] == 1
 
 
 def test_what_cannot_be_audited_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ class _Audit:
 
     def _described(self, looks: dict[str, Look], watched: Watched) -> dict[str, Any]:
         made = self.sets["made"]
-        about: dict[str, Any] = {"data": made.card.name, "teacher": self.teacher.name, "images": self.count}
+        about: dict[str, Any] = {"data": made.card.name, "network": self.teacher.name, "images": self.count}
         about |= {_key(f"{name} set"): one.card.name for name, one in self.sets.items() if name != "made"}
         about |= {"real_images": len(self.sets["real"])} if "real" in self.sets else {}
         about |= {"features": f"{watched.width}" + ("" if watched.named else " logits: no linear layer")}

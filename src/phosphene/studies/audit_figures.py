@@ -64,7 +64,8 @@ def draw_nearest(
         )
         axis.set_xlabel(f"distance to the nearest training image ({unit})", fontsize=9, color=INK)
         axis.set_xlim(left=0)
-        axis.legend(frameon=False, fontsize=9)
+        axis.set_ylim(0, 1.4 * axis.dataLim.y1)  # room for the legend
+        axis.legend(loc="upper right", frameon=False, fontsize=9)
     axes[0, 0].set_ylabel("share of images", fontsize=9, color=INK)
     drawn.savefig(path, dpi=140)
 
