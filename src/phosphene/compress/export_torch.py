@@ -39,7 +39,7 @@ def make(job: Job) -> Made:
     bare = job.teacher.net
     if not job.int8:
         content = _save(_finished(job, bare))
-        return Made("pt2", content, _load(content), timing=lambda image: _timing(image, content))
+        return Made("pt2", content, answers(content), timing=lambda image: _timing(image, content))
     made = _calibrated(bare, job)
     _drop_unused(made)
     notes = _held(made)
@@ -47,7 +47,7 @@ def make(job: Job) -> Made:
     return Made(
         "pt2",
         content,
-        _load(content),
+        answers(content),
         float_size=len(reference),
         notes=notes,
         timing=lambda image: _timing(image, content, reference),
@@ -79,7 +79,8 @@ def _module(content: bytes) -> nn.Module:
         return torch.export.load(io.BytesIO(content)).module()
 
 
-def _load(content: bytes) -> Answer:
+def answers(content: bytes) -> Answer:
+    """How a file answers, as it is: without torch.compile."""
     module = _module(content)
 
     @torch.no_grad()
@@ -173,14 +174,21 @@ def _floats(node: Any, matrices: dict[fx.Node, str]) -> bool:
 
 
 def _timing(image: Tensor, *files: bytes) -> Timing:
-    """Both as torch.compile makes them with weights frozen; as they are where there is no compiler."""
+    found, how = fastest(image, *files)
+    return Timing(found[0], found[1] if len(found) > 1 else None, how)
+
+
+def fastest(image: Tensor, *files: bytes) -> tuple[list[Answer], str]:
+    """How each file answers at its fastest here, for inputs like `image`, and what runs them.
+
+    As torch.compile makes them with weights frozen; as they are where there is no compiler.
+    """
     how = "torch.compile"
     try:
-        answers = [_compiled(_module(content), image) for content in files]
+        found = [_compiled(_module(content), image) for content in files]
     except Exception:  # no compiler, or one that fails: what it raises is Inductor's own business
-        how, answers = "torch without torch.compile, which failed", [_load(content) for content in files]
-    floats = answers[1] if len(answers) > 1 else None
-    return Timing(answers[0], floats, f"{how}, torch {torch.__version__}, {describe()['cpu']}")
+        how, found = "torch without torch.compile, which failed", [answers(content) for content in files]
+    return found, f"{how}, torch {torch.__version__}, {describe()['cpu']}"
 
 
 def _compiled(module: nn.Module, image: Tensor) -> Answer:
