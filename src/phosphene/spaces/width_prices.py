@@ -112,7 +112,8 @@ class WidthPrices:
 
         Else yes, where narrowest and widest completion leave it open: who goes on choosing hears the truth in time.
         """
-        least, most = self.at(self.completed(made, False)), self.at(self.completed(made, True))
+        least = self.at(self.completed(made, False))
+        most = least if len(made) == len(self.free) else self.at(self.completed(made, True))
         return all(a <= h and b >= x for a, b, x, h in zip(least, most, low, high, strict=True))
 
     def range(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
