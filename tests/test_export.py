@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from phosphene import costs, distill, prune, train
 from phosphene import teacher as teachers
-from phosphene import train
 from phosphene.compress import export_check
 from phosphene.compress.export import KINDS, Exported, export
 from phosphene.compress.export_check import compare, interleaved
@@ -342,6 +342,23 @@ def test_a_searched_network_exports_without_what_training_needed(tmp_path):
     graph = onnx.load(made.file).graph
     assert not [one.name for one in graph.initializer if "auxiliary" in one.name]
     assert not {"RandomUniformLike", "RandomUniform", "Dropout"} & {node.op_type for node in graph.node}
+
+
+@pytest.mark.parametrize("made", ["pruned", "distilled"])
+def test_what_other_commands_made_exports(made, tmp_path):
+    images, place = data(), {"device": "cpu", "precision": "fp32", "out": tmp_path / made}
+    whole = teachers.load("digits")
+    grey = ImageDataset.from_arrays(images.pixels(range(24))[:, :1], labels=[k % 10 for k in range(24)], classes=10)
+    if made == "pruned":
+        pytest.importorskip("torch_pruning", reason="needs the extra prune")
+        prune("digits", method="magnitude", macs="50%", data=grey, steps=1, batch=8, **place)
+    else:
+        distill("digits", student="cifar-resnet8", method="data", data=grey, epochs=1, batch=8, **place)
+    small = teachers.load(tmp_path / made)
+    found = export(str(tmp_path / made), int8=True, data=grey, out=tmp_path / "q", **QUICK)
+    inputs = small.normalise(grey.pixels(range(5)))
+    assert close(ask(found, inputs), small.net(inputs), 0.25)
+    assert made == "distilled" or found.result["float_mib"] < 0.8 * 4 * costs.params(whole.net) / 2**20
 
 
 def test_without_data_images_are_synthesized(tmp_path):
