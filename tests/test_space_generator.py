@@ -12,7 +12,7 @@ from phosphene.core import Paths, SearchSpace
 from phosphene.errors import ArchitectureError, SettingsError
 from phosphene.spaces import moves
 from phosphene.spaces.generator import DESIGNED, PUBLISHED, GeneratorSpace
-from phosphene.spaces.generator_layers import ConditionalNorm, Labelled, Up
+from phosphene.spaces.generator_layers import ConditionalNorm, DoublingConv, Labelled, Up
 
 TINY = {"shape": (3, 8, 8), "classes": 4, "latent": 7, "scale": 5 / 64}
 
@@ -108,10 +108,63 @@ def test_a_mixed_row_has_mixed_scales_and_shifts():
     assert torch.allclose(mixed, 0.3 * one + 0.7 * two, atol=1e-6) and not torch.allclose(one, two)
 
 
-def test_nearest_neighbours_may_be_repeated_last():
-    up, x = Up("nearest", 4, 3), Labelled(torch.randn(5, 4, 3, 2), torch.rand(5, 3))
-    first = up.after(Labelled(x.maps.repeat_interleave(2, 2).repeat_interleave(2, 3), x.row))
-    assert torch.allclose(up(x), first, atol=1e-6)
+def doubled(maps):
+    return maps.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def same(one, other, inputs, others=None):
+    """Equal values and gradients of two ways, by `inputs` and by `others` of the second, in float64."""
+    assert one.shape == other.shape and torch.allclose(one, other, rtol=1e-12, atol=1e-12)
+    weights = torch.linspace(-1, 1, one.numel(), dtype=one.dtype).view(one.shape)
+    found = torch.autograd.grad((weights * one).sum(), inputs)
+    expected = torch.autograd.grad((weights * other).sum(), others or inputs)
+    for a, b in zip(found, expected, strict=True):
+        assert b.abs().sum() > 0 and torch.allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nearest_neighbours_may_be_repeated_last(training):
+    """Values, gradients, and what BatchNorm remembers, after two batches of different variance."""
+    last, first = (Up("nearest", 4, 3).double().train(training) for _ in range(2))
+    torch.nn.init.normal_(last.after.norm.table)
+    last.after.norm.norm.running_var.uniform_(0.5, 2)
+    first.load_state_dict(last.state_dict())
+    for scale in (1.0, 3.0):
+        maps = (scale * torch.randn(5, 4, 3, 2, dtype=torch.float64)).requires_grad_()
+        row = torch.rand(5, 3, dtype=torch.float64)
+        one, other = last(Labelled(maps, row)), first.after(Labelled(doubled(maps), row))
+        same(one, other, [maps, *last.parameters()], [maps, *first.parameters()])
+        for name, kept in first.state_dict().items():
+            assert torch.allclose(last.state_dict()[name], kept, rtol=1e-12), name
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (8, 8)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_convolution_of_doubled_maps_needs_no_doubled_maps(size, training):
+    conv = DoublingConv(3, 4).double().train(training)
+    maps = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    plain = F.conv2d(doubled(maps), conv.weight, conv.bias, padding=1)
+    same(conv(maps), plain, [maps, conv.weight, conv.bias])
+    assert set(conv.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("design", DESIGNED)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_designed_generator_computes_what_its_authors_wrote(design, training, monkeypatch):
+    """The images, cropped from 32x12, and all gradients, with the maps doubled before a plain convolution."""
+    space = tiny(shape=(3, 30, 9), design=design)
+    net, inputs = space.build({}).double().train(training), latents(space).double()
+    parameters = [p for name, p in net.named_parameters() if training or "linear" in name or "convs" in name]
+    one = net(inputs)
+    monkeypatch.setattr(DoublingConv, "forward", lambda self, maps: torch.nn.Conv2d.forward(self, doubled(maps)))
+    other = net(inputs)
+    assert one.shape == (6, 3, 30, 9)
+    weights = torch.linspace(-1, 1, one.numel(), dtype=one.dtype).view(one.shape)
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+    found, expected = (torch.autograd.grad((weights * y.square()).sum(), parameters) for y in (one, other))
+    largest = max(float(b.abs().max()) for b in expected)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-8, atol=1e-10 * largest)
 
 
 @pytest.mark.parametrize("shape", [(3, 28, 28), (1, 8, 8), (3, 30, 9), (1, 33, 32)])

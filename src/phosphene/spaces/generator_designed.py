@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import Gates
-from .generator_layers import EPS, SLOPE, ConditionalNorm, Images, Labelled
+from .generator_layers import EPS, SLOPE, ConditionalNorm, DoublingConv, Images, Labelled
 
 WIDTHS = (128, 64)
 
@@ -32,7 +32,7 @@ class GDFQ(nn.Module):
         self.embedding = None if self.conditional else nn.Parameter(torch.randn(classes, latent))
         self.linear = nn.Linear(latent, wide * self.start[1] * self.start[2])
         self.norms = nn.ModuleList(self._norm(*one, classes) for one in ((wide, 1e-5), (wide, EPS), (narrow, EPS)))
-        self.convs = nn.ModuleList([nn.Conv2d(wide, wide, 3, padding=1), nn.Conv2d(wide, narrow, 3, padding=1)])
+        self.convs = nn.ModuleList([DoublingConv(wide, wide), DoublingConv(wide, narrow)])
         self.last = nn.Conv2d(narrow, shape[0], 3, padding=1)
         self.images = Images(shape[0], shape[1:])
 
@@ -44,8 +44,7 @@ class GDFQ(nn.Module):
         z = z if self.embedding is None else z * (row @ self.embedding)
         x = self._normed(0, self.linear(z).view(-1, *self.start), row)
         for k, conv in enumerate(self.convs, 1):
-            x = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-            x = F.leaky_relu(self._normed(k, x, row), SLOPE)
+            x = F.leaky_relu(self._normed(k, conv(x), row), SLOPE)
         images: Tensor = self.images(self.last(x))
         return images
 

@@ -5,7 +5,8 @@ Operations take maps and the rows of the labels together, `Labelled`, so that ga
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,8 +63,7 @@ class Up(nn.Module):
     """Interpolation to twice the size, conditional BatchNorm, LeakyReLU, 1x1 convolution.
 
     Nearest neighbours are repeated last: all in between treats pixels one by one and the statistics of repeated pixels
-    are the same, so it is the same map for a quarter of the work. (The running variance alone, which is unbiased, then
-    counts a quarter of the pixels.)
+    are the same, so it is the same map for a quarter of the work.
     """
 
     def __init__(self, mode: str, channels: int, classes: int) -> None:
@@ -72,9 +72,57 @@ class Up(nn.Module):
 
     def forward(self, x: Labelled) -> Tensor:
         if self.mode == "nearest":
-            return F.interpolate(self.after(x), scale_factor=2.0, mode="nearest")
+            with _counted_as_repeated(self.after.norm.norm, x.maps, 4):
+                small = self.after(x)
+            return F.interpolate(small, scale_factor=2.0, mode="nearest")
         y: Tensor = self.after(Labelled(F.interpolate(x.maps, scale_factor=2.0, mode="bilinear"), x.row))
         return y
+
+
+@contextlib.contextmanager
+def _counted_as_repeated(norm: nn.BatchNorm2d, maps: Tensor, times: int) -> Iterator[None]:
+    """Let the running variance follow these maps as if each pixel were there so many times.
+
+    BatchNorm adds S / (n - 1) for the sum S of n squares; of repeated pixels that is times · S / (times · n - 1).
+    """
+    assert norm.running_var is not None and norm.momentum is not None
+    kept = (1 - norm.momentum) * norm.running_var
+    yield
+    if norm.training:
+        n = maps.numel() // maps.shape[1]
+        ratio = times * (n - 1) / (times * n - 1)
+        norm.running_var.data.sub_(kept).mul_(ratio).add_(kept)  # .data: as BatchNorm does, without autograd's notice
+
+
+class DoublingConv(nn.Conv2d):
+    """A 3x3 convolution, padded by 1, of maps at twice their size (nearest neighbours), without making those.
+
+    Three rows of repeated pixels are two different ones, so that the taps on equal ones can be added up beforehand: of
+    the nine products of an output pixel four are left. What is left is a transposed convolution of stride 2, whose
+    kernel has four taps along each axis.
+
+    On `meta`, where costs are counted, the convolution is the plain one: its MACs are what is published.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 3, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """``(N, C, H, W)`` -> ``(N, C', 2H, 2W)``."""
+        if maps.is_meta:
+            return super().forward(F.interpolate(maps, scale_factor=2.0, mode="nearest"))
+        kernel = _four_taps(_four_taps(self.weight, 2), 3).transpose(0, 1)
+        return F.conv_transpose2d(maps, kernel, self.bias, stride=2, padding=1)
+
+
+def _four_taps(weight: Tensor, axis: int) -> Tensor:
+    """Taps on the pixel before, at and after one of 2H -> what a pixel of H gives to 2h - 1, 2h, 2h + 1 and 2h + 2.
+
+    The pixel h is repeated at 2h and 2h + 1; the first of these gives its neighbours 2h - 1 and 2h + 1 the taps `after`
+    and `before`, itself `here`, and the second likewise.
+    """
+    before, here, after = weight.unbind(axis)
+    return torch.stack([after, here + after, before + here, before], axis)
 
 
 class Identity(nn.Module):
