@@ -119,13 +119,17 @@ class Cuts:
     """What is left of every layer, while channels go."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.names = {layer: name for name, layer in net.named_modules()}
+        self.net, self.names = net, {layer: name for name, layer in net.named_modules()}
         self.kept: dict[str, dict[str, list[int]]] = {}
 
     def note(self, group: Any, graph: Any) -> None:
         """Take down what a group is about to lose."""
         for dependency, gone in group:
             layer = dependency.target.module
+            if isinstance(layer, nn.Parameter):
+                name = next(name for name, own in self.net.named_parameters() if own is layer)
+                self._lose(name, "outputs", layer.numel(), gone)  # of one dimension, as `cut` will see
+                continue
             if not isinstance(layer, CUT):
                 self._refuse(layer)
                 continue
@@ -134,15 +138,16 @@ class Cuts:
             size = graph.get_out_channels(layer) if outwards else graph.get_in_channels(layer)
             if isinstance(layer, nn.LayerNorm | nn.PReLU):
                 size = len(layer.weight)
-            sides = self.kept.setdefault(self.names[layer], {})
-            lost = {int(k) for k in gone}
-            sides[side] = [channel for k, channel in enumerate(sides.get(side, range(size))) if k not in lost]
+            self._lose(self.names[layer], side, size, gone)
+
+    def _lose(self, name: str, side: str, size: int, gone: Sequence[Any]) -> None:
+        sides, lost = self.kept.setdefault(name, {}), {int(k) for k in gone}
+        sides[side] = [channel for k, channel in enumerate(sides.get(side, range(size))) if k not in lost]
 
     def _refuse(self, layer: Any) -> None:
-        """Parameters that no layer of `CUT` holds."""
-        if isinstance(layer, nn.Parameter) or (isinstance(layer, nn.Module) and any(True for _ in layer.parameters())):
-            kind = type(layer).__name__
-            raise TeacherError(f"{self.names.get(layer, 'a parameter')} is a {kind}, which cannot be cut; see --keep")
+        """A layer with parameters that is none of `CUT`."""
+        if isinstance(layer, nn.Module) and any(True for _ in layer.parameters()):
+            raise TeacherError(f"{self.names[layer]} is a {type(layer).__name__}, which cannot be cut; see --keep")
 
 
 def surrogates(net: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Cutting channels out of a network: which are kept, by layer and side, is all there is to say.
 
-`Kept`: layer -> {"inputs": [...], "outputs": [...]}, the channels that stay, in order; a whole side is left out.
+`Kept`: layer, or parameter outside of layers -> {"inputs": [...], "outputs": [...]}, the channels that stay, in order;
+a side that is whole is left out.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ def cut(net: nn.Module, kept: Kept) -> nn.Module:
         ArchitectureError: `kept` names a layer or a channel that is not there, or a layer of a kind that cannot be cut.
     """
     for name, sides in kept.items():
+        owner, _, own = name.rpartition(".")
         try:
-            layer = net.get_submodule(name)
-            _cut(net, name, layer, sides.get("inputs"), sides.get("outputs"))
-        except (AttributeError, IndexError, RuntimeError, TypeError) as error:
+            if isinstance(getattr(net.get_submodule(owner), own, None), nn.Parameter):
+                _parameter(net.get_submodule(owner), own, sides["outputs"])
+                continue
+            _cut(net, name, net.get_submodule(name), sides.get("inputs"), sides.get("outputs"))
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
             raise ArchitectureError(f"layer {name!r} cannot be cut as described ({error})") from error
     return net
 
@@ -94,6 +98,15 @@ def _convolution(layer: Any, inputs: Sequence[int] | None, outputs: Sequence[int
         own = layer.in_channels // layer.groups
         layer.weight = _part(layer.weight, 1, [channel for channel in inputs if channel < own])
         layer.in_channels = len(inputs)
+
+
+def _parameter(owner: nn.Module, name: str, outputs: Sequence[int]) -> None:
+    """A parameter outside of layers, such as a scale of each channel: its one dimension of more than one entry."""
+    tensor = getattr(owner, name)
+    wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+    if len(wide) != 1:
+        raise TypeError(f"a parameter of shape {tuple(tensor.shape)} has no one dimension of channels")
+    setattr(owner, name, _part(tensor, wide[0], outputs))
 
 
 def as_placed(layer: ZeroPad | Placed) -> Placed:
