@@ -75,7 +75,8 @@ class Generated(nn.Module):
         hidden = F.relu(self.first(code))
         inputs = 1 if self.conv.depthwise else inputs
         matrix = self.second.weight.view(*self.full, -1)[:outputs, :inputs]
-        return matrix @ hidden + self.second.bias.view(self.full)[:outputs, :inputs]
+        weight: Tensor = matrix @ hidden + self.second.bias.view(self.full)[:outputs, :inputs]
+        return weight
 
     def forward(self, x: Tensor, code: Tensor, outputs: Width) -> Tensor:
         inputs = x.shape[1]
