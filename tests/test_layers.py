@@ -25,6 +25,7 @@ LAYERS = (  # from the ground up; a name covers the module or the package of tha
     {"evaluate", "agreement"},
     {"studies", "compress"},
     {"report"},
+    {"pipeline"},
     {"results"},
     {"stages"},
     {"demo", "recipe"},

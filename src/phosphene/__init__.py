@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .extensions import register_search, register_space
     from .importing import import_ as import_dataset
     from .labelling import label as label_dataset
+    from .pipeline.compress import compress as compress_network
     from .recipe import run as run_recipe
     from .report import report
     from .studies.audit import audit as study_audit
@@ -80,6 +81,7 @@ __all__ = [
     "Teacher",
     "TeacherError",
     "__version__",
+    "compress_network",
     "distill",
     "evaluate",
     "export",
@@ -120,6 +122,7 @@ _WHERE = {
     "Budget": "costs:Budget",
     "ImageDataset": "dataset:ImageDataset",
     "Teacher": "teacher:Teacher",
+    "compress_network": "pipeline.compress:compress",
     "distill": "compress.distil:distill",
     "evaluate": "evaluate:evaluate",
     "export": "compress.export:export",

@@ -57,6 +57,7 @@ COMMANDS = {
     "quantize": ("phosphene.compress.quantize:quantize", "A trained network in 2 to 8 bits, without its images"),
     "export": ("phosphene.compress.export:export", "ONNX, torch.export's file or safetensors, in float or int8"),
     "prune": ("phosphene.compress.prune:prune", "A trained network with fewer channels, without its images"),
+    "compress": ("phosphene.pipeline.compress:compress", "The whole way to a smaller file, stage by stage"),
     "study classes": ("phosphene.studies.classes:classes", "What is found by the number of random classes"),
     "study difficulty": ("phosphene.studies.difficulty:difficulty", "Epochs that a network needs to learn a data set"),
     "study distinguish": ("phosphene.studies.distinguish:distinguish", "Does it rank networks as real data does?"),

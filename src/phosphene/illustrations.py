@@ -27,6 +27,7 @@ CAPTIONS = {
     "rho.png": "How well each ranking agrees with the truth, with 95 % intervals; baselines are grey.",
     "genotypes.png": "The cells of several architectures, drawn to one scale.",
     "networks.png": "Several architectures of one space, each with its layers or edges.",
+    "compress.png": "Each file beside the network as it came: what it keeps, and what it costs.",
     "curves.png": "Learning curves.",
     "skips.png": "Skip connections in the current genotype by search epoch.",
     "operations.png": "What the current genotype is made of, by search epoch: means over searches.",

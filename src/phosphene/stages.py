@@ -70,6 +70,7 @@ CALLS = {  # what a stage may call: the commands, by their names on the command 
     "quantize": "phosphene.compress.quantize:quantize",
     "export": "phosphene.compress.export:export",
     "prune": "phosphene.compress.prune:prune",
+    "compress": "phosphene.pipeline.compress:compress",
     "study classes": "phosphene.studies.classes:classes",
     "study difficulty": "phosphene.studies.difficulty:difficulty",
     "study distinguish": "phosphene.studies.distinguish:distinguish",

@@ -113,7 +113,7 @@ def distill(
     if test_every < 1:
         raise SettingsError(f"--test-every {test_every} must be 1 or more")
     asked = teachers.load(teacher, checkpoint=checkpoint, mean=mean, std=std, size=size)
-    found = _student(student, asked, seed)
+    found = find_student(student, asked, seed)
     tested = None if test is None else _open(test)
     place: dict[str, Any] = {"seed": seed, "device": device, "precision": precision, "estimate": estimate}
     if method == "data":
@@ -280,8 +280,12 @@ def _check_rows(teacher: Teacher, data: ImageDataset) -> None:
         )
 
 
-def _student(student: Architecture | nn.Module | str, teacher: Teacher, seed: int) -> Architecture | nn.Module:
-    """The architecture that a text names, or the network of one's own code with weights drawn from the seed."""
+def find_student(student: Architecture | nn.Module | str, teacher: Teacher, seed: int) -> Architecture | nn.Module:
+    """The architecture that a text names, or the network of one's own code with weights drawn from the seed.
+
+    Raises:
+        ArchitectureError: it names none.
+    """
     if not isinstance(student, str) or ".py:" not in student:
         return trainee.find(student)
     with torch.random.fork_rng(devices=[]):
