@@ -75,15 +75,14 @@ class Generated(nn.Module):
         hidden = F.relu(self.first(code))
         inputs = 1 if self.conv.depthwise else inputs
         matrix = self.second.weight.view(*self.full, -1)[:outputs, :inputs]
-        weight: Tensor = matrix @ hidden + self.second.bias.view(self.full)[:outputs, :inputs]
-        return weight
+        return matrix @ hidden + self.second.bias.view(self.full)[:outputs, :inputs]
 
     def forward(self, x: Tensor, code: Tensor, outputs: Width) -> Tensor:
         inputs = x.shape[1]
         weight = self.weight(code, inputs, outputs.channels)
         groups = inputs if self.conv.depthwise else 1
-        y = F.conv2d(x, weight.to(x.dtype), None, self.conv.stride, self.conv.kernel // 2, groups=groups)
-        y = self.norms[str(outputs.channels)](y)
+        filtered = F.conv2d(x, weight.to(x.dtype), None, self.conv.stride, self.conv.kernel // 2, groups=groups)
+        y: Tensor = self.norms[str(outputs.channels)](filtered)
         return y if outputs.mask is None else y * outputs.mask
 
 
