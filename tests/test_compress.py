@@ -17,7 +17,7 @@ import phosphene
 from phosphene import costs
 from phosphene.cli import command
 from phosphene.compress import export as exporting
-from phosphene.compress import prune_stages
+from phosphene.compress import export_torch, prune_stages
 from phosphene.dataset import ImageDataset
 from phosphene.errors import BudgetError, DatasetError, Estimate, ExportError, RunError, SettingsError
 from phosphene.evaluate import evaluate
@@ -248,6 +248,35 @@ def test_a_latency_is_kept_by_the_file_that_is_made(tmp_path: Path, counted: Any
     assert "latency" not in made.result["target"]
     with pytest.raises(BudgetError, match="`phosphene export` is enough"):
         tiny(tmp_path / "idle", latency="90%", int8=True, to="onnx")
+
+
+def test_independent_findings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    pixels, labels = rng.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8), rng.integers(0, 2, (40, 10))
+    data = ImageDataset.from_arrays(pixels, labels=labels.astype(np.float32), classes=10, task="multi")
+    made = tiny(tmp_path / "run", student="cifar-resnet8", data=data, test=data)
+    whole = evaluate(load("digits"), data=data, **HERE)
+    row = made.result["stages"]["given"]
+    assert row["agreement"] == 100 and row["auc"] == pytest.approx(whole["auc"], abs=1e-4)
+    assert row["accuracy"] == pytest.approx(whole["accuracy"], abs=0.3)
+    with pytest.raises(DatasetError, match="independent findings, but synthesized images have classes"):
+        tiny(tmp_path / "other", student="cifar-resnet8", test=data)
+
+
+def test_torch_files_are_read_and_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch.compile, which takes a minute."""
+    pytest.importorskip("torchao", reason="needs the extra int8")
+
+    def no_compiler(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(export_torch, "_compiled", no_compiler)
+    data = noise_as_pixels(tmp_path)
+    made = tiny(tmp_path / "run", student="cifar-resnet8", data=data, to="torch", int8=True, with_preprocessing=True)
+    assert made.file.name == "network.int8.pt2" and "without torch.compile" in made.latency["runtime"]
+    assert (
+        made.latency["ms"].keys() == made.result["stages"].keys() and made.result["stages"]["given"]["agreement"] == 100
+    )
 
 
 # -- what does not fit ------------------------------------------------------------------------------------------------

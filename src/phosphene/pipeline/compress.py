@@ -21,7 +21,7 @@ from .. import teacher as teachers
 from ..compress.prune import Method
 from ..compress.prune_criteria import CRITERIA
 from ..dataset import ImageDataset
-from ..errors import Estimate, MissingExtra, SettingsError
+from ..errors import DatasetError, Estimate, MissingExtra, SettingsError
 from ..evaluate import evaluate
 from ..files import read_json, write_json
 from ..hardware import machine as decide_machine
@@ -133,6 +133,12 @@ def compress(
     if own is not None:
         seen(own.subset(range(min(8, len(own)))), whole)
     tested = test if test is None or isinstance(test, ImageDataset) else teachers.open_test(test)
+    if tested is not None and tested.card.task != ("single" if own is None else own.card.task):
+        kinds = {"single": "classes", "multi": "independent findings"}
+        whose = "synthesized images have classes" if own is None else f"{own.card.name} has {kinds[own.card.task]}"
+        raise DatasetError(
+            f"{tested.card.name} has {kinds[tested.card.task]}, but {whose}; give --data of the same kind"
+        )
     idle = {*PLACE, "target", *costs.LIMITS} | (set() if student == "search" else {*SEARCHED})
     idle |= {"method"} if student is not None else set()
     idle |= {"images", "preset", "iterations"} if own is not None else set()

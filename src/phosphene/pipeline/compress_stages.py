@@ -75,7 +75,7 @@ class Way:
 
     def _export(self, network: Teacher, images: ImageDataset, folder: str, int8: bool, timed: bool) -> Stage:
         given = self.given
-        task = images.card.task if self.test is None else self.test.card.task
+        task = images.card.task
         how: dict[str, Any] = {"to": given["to"], "int8": int8, "with_preprocessing": given["with_preprocessing"]}
         how |= {"task": task, "latency": timed and "latency" in self.bounds, "seed": self.run.seed}
         made: Exported = export(network, data=images, out=self.run.path / folder, **how)
