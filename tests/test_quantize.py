@@ -19,7 +19,7 @@ from torch import nn
 from phosphene import cli, models
 from phosphene import teacher as teachers
 from phosphene.compress.equalize import correct, equalize, fold, pairs, rectify, trace
-from phosphene.compress.layer_inputs import Inputs, best_range, norm_outputs, observe, stratified
+from phosphene.compress.layer_inputs import Inputs, best_range, norm_outputs, observe, stratified, with_tails
 from phosphene.compress.quantize import quantize
 from phosphene.compress.quantize_mixed import choose
 from phosphene.compress.quantize_plan import Plan
@@ -95,6 +95,20 @@ def test_inputs_of_images_are_what_enters():
     net(batch)
     assert torch.allclose(list(found.values())[-1].mean, seen[0].mean(0), atol=1e-6)
     assert not [hook for layer in net.modules() for hook in layer._forward_hooks]  # nothing is left behind
+
+
+@pytest.mark.parametrize("rectified", [True, False])
+def test_tails_reach_six_deviations_and_move_nothing_else(rectified):
+    """min_c(β - 6γ) and max_c(β + 6γ), with ReLU from 0 (Nagel et al., §5)."""
+    between = nn.ReLU() if rectified else nn.Identity()
+    net = trained(nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), between, nn.Conv2d(6, 4, 1)), seed=5)
+    sources = norm_outputs(net)
+    inputs = observe(net, ["3"], [images(100)], sources)
+    found = with_tails(inputs, net, images(30), sources)["3"]
+    mean, deviation = net[1].bias, net[1].weight
+    assert found.high == pytest.approx(float((mean + 6 * deviation).max()), rel=1e-5)
+    assert found.low == pytest.approx(0 if rectified else float((mean - 6 * deviation).min()), rel=1e-5)
+    assert torch.equal(found.mean, inputs["3"].mean) and torch.equal(found.values, inputs["3"].values)
 
 
 @settings(max_examples=25, deadline=None)
@@ -257,6 +271,52 @@ def test_every_method_at_eight_bits_is_the_teacher(method, synthesized, tmp_path
         assert torch.allclose(loaded.net(inputs), done.net(inputs), atol=1e-5)
     again = call(method, synthesized, tmp_path / "run", weight_bits=8, activation_bits=8, lr=1e-5)
     assert again.result == result and again.summary()["layers"] == loaded.table()
+
+
+@pytest.mark.parametrize("bits", [4, 7, 8])
+def test_eight_bits_alone_cut_nothing_and_keep_means(bits, tmp_path):
+    """Behind BatchNorm, where it does not matter which images are passed."""
+    net = teachers.load("digits").net
+    done = quantize("digits", weight_bits=bits, activation_bits=bits, images=64, out=tmp_path / "run", **CPU)
+    expected = quantize_network(net, (1, 8, 8), bits, bits)
+    sources, (_, *layers) = norm_outputs(net), expected.layers
+    inputs = observe(net, expected.layers, [images(64, 1)], sources)
+    if bits == 8:
+        inputs = with_tails(inputs, net, images(64, 1), sources)
+        correct(expected, inputs)
+    assert done.result["ranges"] == ("minmax" if bits == 8 else "error")
+    for name in layers:
+        quantizer = expected.input_quantizer(name)
+        quantizer.set_range(*best_range(inputs[name], bits, done.result["ranges"]))
+        assert done.student.input_quantizer(name).range == quantizer.range
+        mine, theirs = done.student[name].bias, expected[name].bias
+        assert (mine is None) == (theirs is None) and (mine is None or torch.allclose(mine, theirs, atol=1e-6))
+    given = quantize("digits", weight_bits=8, activation_bits=8, ranges="error", images=64, out=tmp_path / "cut", **CPU)
+    assert given.result["ranges"] == "error"  # what is asked for wins
+
+
+def test_eight_bits_of_edge_detectors_keep_the_answers(tmp_path):
+    """Filters of large weights whose sum is next to nothing, behind a rectifier: rounding moves their mean."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16, bias=False),
+        nn.BatchNorm2d(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4),
+    ).eval()  # fmt: skip
+    numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        net[1].bias.fill_(2.0)
+        net[1].weight.fill_(0.1)
+        net[3].weight.copy_(torch.randn(16, 1, 3, 3, generator=numbers))
+        net[3].weight.sub_(net[3].weight.mean((2, 3), keepdim=True))
+    told = {"size": 8, "mean": "0.5,0.5,0.5", "std": "1,1,1"}
+    done = quantize(net, weight_bits=8, activation_bits=8, images=64, out=tmp_path / "run", **told, **CPU)
+    plain = quantize_network(net, (3, 8, 8), 8, 8)
+    done.student.enable(weights=True, activations=False)
+    plain.enable(weights=True, activations=False)
+    constant = torch.zeros(1, 3, 8, 8)
+    with torch.no_grad():
+        exact = net[:5](constant)
+        errors = [float((one.net[:5](constant) - exact).abs().mean()) for one in (done.student, plain)]
+    assert errors[0] < 0.2 * errors[1]
 
 
 def test_fewer_bits_cost_accuracy_and_fine_tuning_wins_some_back(synthesized, tmp_path):

@@ -11,7 +11,7 @@ over an image, so that pooling keeps its spread. Layers before the first BatchNo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,13 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .quantizer import fake_quantize, grid
 
-__all__ = ["Gaussian", "Inputs", "best_range", "norm_outputs", "observe", "stratified"]
+__all__ = ["Gaussian", "Inputs", "best_range", "norm_outputs", "observe", "stratified", "with_tails"]
 
 Gaussian = tuple[Tensor, Tensor]
 """mean and deviation ``(C,)``"""
 KEPT = 1 << 16  # values of a layer's input that a range is fitted to
 PIXELS = 4  # along each side, of an image, that may be among them
 FRACTIONS = 50  # of the whole range, that are tried
+TAILS = 6.0  # deviations from the mean, n in β ± nγ (Nagel et al. 2019, §5)
 
 
 @dataclass
@@ -87,6 +88,24 @@ def observe(
     for handle in [*handles, *replaced.handles]:
         handle.remove()
     return {name: w.found() for name, w in watch.items()}
+
+
+def with_tails(
+    inputs: Mapping[str, Inputs], net: nn.Module, images: Tensor, sources: Mapping[str, Gaussian], seed: int = 0
+) -> dict[str, Inputs]:
+    """The same inputs, their extremes those of Gaussians that reach 6 deviations, β ± 6γ.
+
+    A few hundred numbers of a Gaussian end near 3 deviations; in photographs, whose channels have longer tails, a value
+    beyond them is no rarity. The Gaussians are made wider until the outermost of their numbers is there.
+
+    Args:
+        images: normalised ``(N, C, H, W)``, two or more; as many numbers are drawn of every channel.
+    """
+    reached = float(stratified(len(images), 1, torch.Generator()).max())
+    wide = {name: (mean, deviation * TAILS / reached) for name, (mean, deviation) in sources.items()}
+    seen = observe(net, list(inputs), [images], wide, seed)
+    ends = {name: (min(one.low, seen[name].low), max(one.high, seen[name].high)) for name, one in inputs.items()}
+    return {name: replace(one, low=ends[name][0], high=ends[name][1]) for name, one in inputs.items()}
 
 
 class _Replaced:

@@ -1,18 +1,24 @@
-"""Methods that train nothing: rtn, dfq and zeroq. Weights are rounded to the nearest value; ranges are looked up."""
+"""Methods that train nothing: rtn, dfq and zeroq. Weights are rounded to the nearest value; ranges are looked up.
+
+What rounding weights to 8 bits does is mostly to move means: a filter of large weights that cancel out, an edge
+detector, gives little of its own and (ŵ - w) E[x] beside it, in every pixel. So all three correct biases there, dfq
+always.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..synthesis.parametrization import Range, spectral_noise
 from .equalize import correct, equalize, fold, pairs, rectify, trace
-from .layer_inputs import norm_outputs, observe
+from .layer_inputs import Gaussian, Inputs, norm_outputs, observe, with_tails
 from .quantize_images import distilled
-from .quantize_plan import Job, attach, check_images, chunks, set_ranges
+from .quantize_plan import EIGHT, Job, attach, check_images, chunks, set_ranges
 from .quantized import Quantized
 
 CHUNK = 64
@@ -22,9 +28,10 @@ def rtn(job: Job) -> tuple[Quantized, dict[str, Any]]:
     """Round to nearest, without data: ranges are those that BatchNorm tells of, or noise images without BatchNorm."""
     student = attach(job)
     sources = norm_outputs(job.teacher.net)
-    inputs = observe(job.teacher.net, student.layers, _noise(job), sources, job.run.seed)
+    inputs = _told(job, student, job.teacher.net, sources)
     set_ranges(student, inputs, job.plan.ranges)
     _black_to_white(job, student)
+    _correct_at_eight(job, student, inputs)
     return student, {"ranges_from": "BatchNorm statistics" if sources else "noise images"}
 
 
@@ -41,7 +48,7 @@ def dfq(job: Job) -> tuple[Quantized, dict[str, Any]]:
     student = attach(job, net)
     student.folded = True
     student.notes["rectifiers"] = capped
-    inputs = observe(net, student.layers, _noise(job), sources, job.run.seed)
+    inputs = _told(job, student, net, sources)
     set_ranges(student, inputs, job.plan.ranges)
     _black_to_white(job, student)
     correct(student, inputs)
@@ -56,7 +63,23 @@ def zeroq(job: Job) -> tuple[Quantized, dict[str, Any]]:
     student = attach(job)
     inputs = observe(job.teacher.net, student.layers, chunks(job, data, CHUNK))
     set_ranges(student, inputs, job.plan.ranges)
+    _correct_at_eight(job, student, inputs)
     return student, {"ranges_from": f"{min(job.plan.images, len(data))} images of {data.card.origin}"}
+
+
+def _told(job: Job, student: Quantized, net: nn.Module, sources: Mapping[str, Gaussian]) -> dict[str, Inputs]:
+    """What BatchNorm tells of the inputs of the layers; where nothing is to be cut off, with tails."""
+    noise = _noise(job)
+    inputs = observe(net, student.layers, noise, sources, job.run.seed)
+    if job.plan.ranges == "error" or not sources or len(noise[0]) < 2:
+        return inputs
+    return with_tails(inputs, net, noise[0], sources, job.run.seed)
+
+
+def _correct_at_eight(job: Job, student: Quantized, inputs: Mapping[str, Inputs]) -> None:
+    """Biases as in dfq, where rounding weights is meant to change nothing."""
+    if job.plan.weight_bits == EIGHT:
+        correct(student, inputs)
 
 
 def _black_to_white(job: Job, student: Quantized) -> None:

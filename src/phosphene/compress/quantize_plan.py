@@ -22,6 +22,9 @@ from .quantized import Quantized, quantize_network
 __all__ = ["Job", "Method", "Plan", "Seen", "Source", "attach", "check_images", "seen_by", "set_ranges"]
 
 
+EIGHT = 8  # bits, that are meant to change next to nothing
+
+
 @dataclass(frozen=True)
 class Plan:
     """The settings, settled: they are part of the run's identity."""

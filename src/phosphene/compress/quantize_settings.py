@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from ..errors import SettingsError
-from .quantize_plan import Method, Plan, widths_of
+from .quantize_plan import EIGHT, Method, Plan, widths_of
 
 __all__ = ["GENERATED", "METHODS", "SYNTHESIZED", "TRAINED", "method_of", "plan_of"]
 
@@ -67,7 +67,8 @@ def plan_of(method: str, given: dict[str, Any]) -> Plan:
     if known["warmup"] is None:
         known["warmup"] = _warmup(method, given)
     told = {name: value for name, value in known.items() if value is not None}
-    plan = Plan(**{**DEFAULTS.get(method, {}), **told})
+    uncut = {"ranges": "minmax"} if method in ("rtn", "dfq") and told["activation_bits"] == EIGHT else {}
+    plan = Plan(**{**DEFAULTS.get(method, uncut), **told})
     _check(plan)
     if method == "dfc" and plan.ce_weight:
         raise SettingsError(f"--ce-weight {plan.ce_weight:g}: the images of --method dfc have no labels; leave it out")
