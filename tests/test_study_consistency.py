@@ -309,6 +309,19 @@ def test_a_supernet_can_be_the_truth(sets, rulers, tmp_path):
     space = Supernet.open(rulers / "spos-real-0").space
     assert [row["architecture"] for row in networks] == drawn(space, 4, 0) == drawn("macro", 4, 0)
     assert 0 <= found["truth_worst"] <= found["truth_best"] <= 100 and list(found["consistency"]) == ["synflow"]
+    own = [costs.params(space.build(space.choices(row["architecture"]))) for row in networks]
+    assert [float(row["params"]) for row in networks] == own  # sizes are those of this supernet's paths
+
+
+def test_sizes_are_of_networks_as_deep_as_the_supernet():
+    spec = {"name": "shufflenet", "shape": [3, 8, 8], "classes": 4, "first": 4, "widths": [8, 16, 24, 32]}
+    space = spaces.space({**spec, "depths": [1, 1, 2, 1], "last": 16})
+    text = "(0, 2, 3, 2, 0)"
+    scorer = ByProxy("params", None, 4, (3, 8, 8), space=json.dumps(space.spec))
+    assert scorer.scores([text]) == [(costs.params(space.build(space.choices(text))),)]
+    with pytest.raises(ArchitectureError, match="5 layers, this shufflenet space 20"):
+        ByProxy("params", None, 4, (3, 8, 8)).scores([text])
+    assert "space" not in ByProxy("params", None, 4, (3, 8, 8)).identity()
 
 
 def test_names_of_supernets(rulers, sets):

@@ -10,6 +10,7 @@ Files: `table.csv` (a row a ranking), `networks.csv` (a row an architecture), `s
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -161,6 +162,7 @@ def consistency(
     bare = untrained(rulers)
     true = {} if truth_supernet is None else {TRUTH: BySupernet(truth_supernet, str(truth_data), **answering, **here)}
     sized: dict[str, Any] = {"channels": channels, "cells": cells, "images": proxy_images, "seed": seed}
+    sized["space"] = None if truth_supernet is None else json.dumps(space_of(truth_supernet).spec, sort_keys=True)
     home = _home(truth_data, rulers, [*sets.values(), *seen.values()])
     free = proxies(proxy or [], seen, home, {**sized, "device": device})
     scorers: dict[str, Scorer] = {**rulers, **bare, **free, **true}

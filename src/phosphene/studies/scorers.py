@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from .. import spaces
-from ..core import Batch
+from ..core import Architecture, Batch
 from ..dataset import ImageDataset
 from ..errors import SettingsError
 from ..files import read_json, write_json
@@ -28,6 +28,7 @@ from ..parallel import Backend, Call, side_by_side
 from ..proxies import SEEING, SIZES, check, score
 from ..proxies.batch import draw
 from ..proxies.command import prepared
+from ..search.score import resolve
 
 Input = tuple[int, tuple[int, ...]]
 """classes, and shape (C, H, W)"""
@@ -61,7 +62,8 @@ class Scorer(Protocol):
 class ByProxy:
     """A training-free score, on some images of a data set where it sees images.
 
-    `classes` and `shape` (C, H, W) are those of the networks.
+    `classes` and `shape` (C, H, W) are those of the networks. `space` is the space that they are paths of, its spec as
+    JSON; None: the one that their text names, as published.
     """
 
     proxy: str
@@ -71,6 +73,7 @@ class ByProxy:
     images: int = 64
     channels: int | None = None
     cells: int | None = None
+    space: str | None = None
     seed: int = 0
     device: str = "auto"
     few: int = 50
@@ -79,6 +82,7 @@ class ByProxy:
     def identity(self) -> dict[str, Any]:
         """All but the folder's name, the device and how many are scored at a time; of sizes no seed and no images."""
         left_out = ("data", "device", "few", "figures", *(("images", "seed") if self.proxy in SIZES else ()))
+        left_out += ("space",) if self.space is None else ()
         known = {key: value for key, value in asdict(self).items() if key not in left_out}
         return known if self.data is None else {**known, "data": ImageDataset.open(self.data).fingerprint}
 
@@ -86,12 +90,19 @@ class ByProxy:
         """The proxy of each network, all with weights drawn by one seed."""
         batch, objective = self._batch()
         found: list[tuple[float, ...]] = []
-        for text in texts:
-            made = prepared(text, channels=self.channels, cells=self.cells, classes=self.classes, shape=self.shape)
+        for made in map(self._network, texts):
             space = spaces.space(made.space)
             given = {} if objective is None else {"objective": objective}
             found.append((score(self.proxy, space, made.choices, batch, seed=self.seed, **given),))
         return found
+
+    def _network(self, text: str) -> Architecture:
+        if self.space is None:
+            return prepared(text, channels=self.channels, cells=self.cells, classes=self.classes, shape=self.shape)
+        spec = {**json.loads(self.space), "classes": self.classes, "shape": list(self.shape)}
+        asked = {"channels": self.channels, "cells": self.cells}
+        space = spaces.space(spec | {key: n for key, n in asked.items() if n is not None and key in spec})
+        return Architecture(space.spec, resolve([text], space)[text])
 
     def _batch(self) -> tuple[Batch | None, Any]:
         if self.proxy in SIZES:
