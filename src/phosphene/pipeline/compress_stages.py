@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -90,7 +91,9 @@ class Way:
             told = {name: given[name] for name in ("method", "checkpoint", "mean", "std", "size")}
             told |= {"supernet_steps": given["search_steps"], "supernet_batch": given["search_batch"]}
             told |= {**self._evolving(images), **bounds, "rows": "teacher", "on": self._on}
-            return prune(given["teacher"], data=images, out=out, **told, **learning)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch's exporter of itself, for each network it times
+                return prune(given["teacher"], data=images, out=out, **told, **learning)
         student = self._search(images, bounds) if given["student"] == "search" else self._student(bounds)
         return train(student, data=images, teacher=self.whole, out=out, **learning)
 
