@@ -24,8 +24,9 @@ from ..progress import say
 from ..run import Run
 from ..synthesis.command import synthesize
 from ..teacher import Teacher
-from .export_check import accuracy, parity, timed, uint8, white
+from .export_check import accuracy, middle, parity, timed, white
 from .export_job import Job, Made
+from .quantize_plan import check_images
 from .quantized import load_quantized
 
 __all__ = ["KINDS", "Exported", "export"]
@@ -113,7 +114,9 @@ def export(
     noise = str(data) == "noise"
     given = None if data is None or noise else ImageDataset.open(data)
     if given is not None:
-        _check_images(given, loaded)
+        check_images(given, loaded)
+        if not len(given):
+            raise DatasetError(f"{given.card.name} has no images; give another --data")
     tested = None if test is None else test if isinstance(test, ImageDataset) else teachers.open_test(test)
     settled = task or ("single" if given is None else given.card.task)
     settings: dict[str, Any] = {"to": to, "int8": int8, "preprocessing": with_preprocessing, "task": settled}
@@ -139,17 +142,18 @@ def _images(
     sets = {"noise": white(job, run.seed)}
     if given is not None:
         last = range(max(0, len(given) - CHECKED), len(given))  # calibration takes the first
-        sets["images"] = _pixels(given, last)
+        sets["images"] = middle(given, last, job.teacher.shape)
     if not job.int8 or job.student is not None:
         return job, sets, {}
     if given is None and not noise and _knows_its_data(job.teacher.net):
         own = {"seed": run.seed, "device": "cpu", "precision": "fp32"}
         given = synthesize(job.teacher, images=images, out=run.path / "images", **own)  # type: ignore[arg-type]
-        sets["images"] = _pixels(given, range(min(CHECKED, len(given))))
+        sets["images"] = middle(given, range(min(CHECKED, len(given))), job.teacher.shape)
     if given is None:
         calibration, origin = white(job, run.seed + 1, images), "noise"
     else:
-        calibration, origin = _pixels(given, range(min(images, len(given)))), given.card.origin
+        first = range(min(images, len(given)))
+        calibration, origin = middle(given, first, job.teacher.shape), given.card.origin
     return replace(job, pixels=calibration), sets, {"calibrated_on": f"{len(calibration)} images ({origin})"}
 
 
@@ -204,23 +208,6 @@ def _plain_copy(net: nn.Module) -> nn.Module:
 def _knows_its_data(net: nn.Module) -> bool:
     """Whether BatchNorm tells of the training data, so that images can be synthesized."""
     return any(isinstance(layer, _BatchNorm) and layer.running_mean is not None for layer in net.modules())
-
-
-def _pixels(data: ImageDataset, index: range) -> Tensor:
-    """uint8 ``(n, C, H, W)``: the middle of larger images, as a camera's picture would be handed in."""
-    pixels = data.pixels(index)
-    (_, height, width), (_, high, wide) = data.seen, data.card.shape
-    top, left = (high - height) // 2, (wide - width) // 2
-    return uint8(pixels[:, :, top : top + height, left : left + width])
-
-
-def _check_images(data: ImageDataset, teacher: Teacher) -> None:
-    """Raises `DatasetError` where these are no pictures for this network."""
-    if data.seen != teacher.shape:
-        theirs, ours = ("x".join(map(str, shape)) for shape in (data.seen, teacher.shape))
-        raise DatasetError(f"{data.card.name} has {theirs} images, {teacher.name} takes {ours}; give another --data")
-    if not len(data):
-        raise DatasetError(f"{data.card.name} has no images; give another --data")
 
 
 def _check(network: Any, int8: bool, quantized: Path | None, images: int) -> None:

@@ -16,7 +16,7 @@ from ..dataset import ImageDataset
 from ..errors import DatasetError, ExportError
 from .export_job import Answer, Job, Made
 
-__all__ = ["accuracy", "compare", "interleaved", "parity", "timed", "uint8", "white"]
+__all__ = ["accuracy", "compare", "interleaved", "middle", "parity", "timed", "uint8", "white"]
 
 NOISE = 64  # images
 BATCHES = (1, 3, 64)  # sizes that take turns: the number of images is free
@@ -98,6 +98,13 @@ def uint8(pixels: Tensor) -> Tensor:
     if float(pixels.min()) < -SLACK or float(pixels.max()) > 1 + SLACK:
         raise DatasetError("the images hold numbers beyond 0..1, which are no pixels; give images, or --data noise")
     return (255 * pixels.float()).round().clamp(0, 255).to(torch.uint8)
+
+
+def middle(data: ImageDataset, index: range, shape: tuple[int, ...]) -> Tensor:
+    """uint8 ``(n, C, H, W)``: the middle of larger images, as a camera's picture would be handed in."""
+    (_, height, width), (_, high, wide) = shape, data.card.shape
+    top, left = (high - height) // 2, (wide - width) // 2
+    return uint8(data.pixels(index)[:, :, top : top + height, left : left + width])
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:

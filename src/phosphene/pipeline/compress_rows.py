@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import costs
 from ..compress.export import KINDS, Exported
-from ..compress.export_check import compare, interleaved, uint8, white
+from ..compress.export_check import compare, interleaved, middle, uint8, white
 from ..compress.export_job import Answer, Job
 from ..compress.quantized import load_quantized
 from ..dataset import ImageDataset
@@ -75,12 +75,11 @@ def seen(data: ImageDataset, whole: Teacher) -> Tensor:
     Raises:
         DatasetError: they are no pictures, or too small for the network.
     """
-    (_, height, width), (_, high, wide) = whole.shape, data.card.shape
-    top, left = (high - height) // 2, (wide - width) // 2
-    if data.card.shape[0] != whole.shape[0] or min(top, left) < 0:
+    inside = all(ours <= theirs for ours, theirs in zip(whole.shape[1:], data.card.shape[1:], strict=True))
+    if data.card.shape[0] != whole.shape[0] or not inside:
         theirs, ours = ("x".join(map(str, shape)) for shape in (data.card.shape, whole.shape))
         raise DatasetError(f"{data.card.name} has {theirs} images, {whole.name} takes {ours}; give another --data")
-    return uint8(data.pixels(range(len(data)))[:, :, top : top + height, left : left + width])
+    return middle(data, range(len(data)), whole.shape)
 
 
 def latencies(stages: Mapping[str, Stage], file: Path, seed: int) -> dict[str, Any]:
