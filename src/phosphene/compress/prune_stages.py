@@ -22,6 +22,7 @@ from ..files import read_json, write_json
 from ..hardware import Machine
 from ..run import Run
 from ..search.command_paths import spos
+from ..search.scored import cropped
 from ..spaces.pruned import PrunedSpace
 from ..spaces.pruned_layers import Kept, cut
 from ..spaces.width import WidthSpace
@@ -44,7 +45,7 @@ class Whole:
     @property
     def crop(self) -> int | None:
         """The side of the region that the networks see of larger images."""
-        return None if self.images.card.shape[1:] == self.teacher.shape[1:] else self.teacher.shape[1]
+        return cropped(self.images, self.teacher.shape)
 
     def check(self) -> None:
         """Raise `DatasetError` unless the images fit the network."""
@@ -72,10 +73,10 @@ def whole_time(run: Run, teacher: Teacher, given: dict[str, Any]) -> float:
         taken = round(milliseconds(teacher.net, teacher.shape, given, run.machine), 6)
         return {"whole_ms": taken, "on": given["on"], "batch": given["latency_batch"]}
 
-    return float(_once(run, TIMES, measured)["whole_ms"])
+    return float(once(run, TIMES, measured)["whole_ms"])
 
 
-def _once(run: Run, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def once(run: Run, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The contents of a file in the run's folder; the first process makes it where it is missing, the others wait."""
     file = run.path / name
     if run.machine.rank == 0 and not file.is_file():
@@ -117,7 +118,7 @@ def uniform(run: Run, whole: Whole, space: WidthSpace, budget: Budget, given: di
                 return {"share": space.decisions[0].options[option], "option": option}
         raise BudgetError("no width is narrow enough for the bounds; raise them")
 
-    return Architecture(space.spec, space.uniform(_once(run, "uniform.json", largest)["option"]))
+    return Architecture(space.spec, space.uniform(once(run, "uniform.json", largest)["option"]))
 
 
 def cut_by(run: Run, whole: Whole, budget: Budget, given: dict[str, Any]) -> Kept:
@@ -142,7 +143,7 @@ def cut_by(run: Run, whole: Whole, budget: Budget, given: dict[str, Any]) -> Kep
         _not_below(prune_plan.outside(budget, reached)[1], reached)
         return {"format": 1, "criterion": given["method"], "scope": given["scope"], "kept": kept}
 
-    found: Kept = _once(run, DESCRIPTION, chosen)["kept"]
+    found: Kept = once(run, DESCRIPTION, chosen)["kept"]
     return found
 
 

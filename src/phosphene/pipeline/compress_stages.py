@@ -15,11 +15,10 @@ from ..compress.distil import find_student
 from ..compress.export import Exported, export
 from ..compress.export_job import Job
 from ..compress.prune import prune
-from ..compress.prune_stages import milliseconds
+from ..compress.prune_stages import milliseconds, once
 from ..core import Architecture
 from ..dataset import ImageDataset
 from ..errors import BudgetError, DatasetError, Estimate, ExportError
-from ..files import read_json, write_json
 from ..progress import say
 from ..published import TrainingRecipe
 from ..run import Run
@@ -106,16 +105,17 @@ class Way:
         """The bounds as stage three has them: latency as a share, settled once."""
         if "latency" not in self.bounds:
             return self.bounds
-        file = self.run.path / "bounds.json"
-        if self.run.machine.rank == 0 and not file.is_file():
+
+        def settled() -> dict[str, Any]:
             ms: dict[str, Any] = {}
             for stage in before.values():
                 ms |= stage.exported.latency or {}
             alike = float(ms.get("int8_ms", ms["float_ms"]))
             share = latency_share(self.bounds["latency"], float(ms["float_ms"]), alike, len(self.bounds) > 1)
-            write_json(file, self.bounds | {"latency": share})
-        self.run.machine.barrier()
-        return {name: text for name, text in read_json(file).items() if text is not None}
+            return self.bounds | {"latency": share}
+
+        kept = once(self.run, "bounds.json", settled)
+        return {name: text for name, text in kept.items() if text is not None}
 
     def _student(self, bounds: dict[str, str]) -> Architecture | nn.Module:
         """The student that was named; refused where it is larger than it may be."""
@@ -145,12 +145,12 @@ class Way:
         """An architecture of a space within the bounds, found on the same images with the network's own answers."""
         given, run, figures = self.given, self.run, self._figures
         if "latency" in bounds:
-            file = run.path / "whole.json"
-            if run.machine.rank == 0 and not file.is_file():
-                how = {"on": self._on, "latency_batch": 1}
-                write_json(file, {"ms": milliseconds(self.whole.net, self.whole.shape, how, run.machine)})
-            run.machine.barrier()
-            figures["latency"] = read_json(file)["ms"]
+            how = {"on": self._on, "latency_batch": 1}
+
+            def measured() -> dict[str, Any]:
+                return {"ms": milliseconds(self.whole.net, self.whole.shape, how, run.machine)}
+
+            figures["latency"] = once(run, "whole.json", measured)["ms"]
         sizes = {"width": given["width"], "final_width": given["width"]} if given["width"] else {}
         told: dict[str, Any] = {"steps": given["search_steps"], "batch": given["search_batch"], "teacher": self.whole}
         told |= {**wanted(bounds, figures), **sizes, **self._evolving(images), **self.place, "on": self._on}
