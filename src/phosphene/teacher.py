@@ -24,7 +24,7 @@ from .sources import SOURCES, Source, find, read_network
 from .weights import digest, fit, head, stem
 from .weights import read as read_weights
 
-__all__ = ["Teacher", "load", "open_test", "outputs", "read_names", "read_network", "read_size", "show"]
+__all__ = ["Teacher", "check_images", "load", "open_test", "outputs", "read_names", "read_network", "read_size", "show"]
 
 NPZ = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
 Numbers = str | float | Sequence[float] | None
@@ -281,6 +281,13 @@ def show(
         machine = decide_machine(device, precision)
         found |= {"test": str(test)} | accuracy(loaded, open_test(test), machine, batch)
     return found
+
+
+def check_images(data: ImageDataset, teacher: Teacher) -> None:
+    """Raises `DatasetError` where these are no images for this teacher."""
+    if data.seen != teacher.shape:
+        theirs, ours = ("x".join(map(str, shape)) for shape in (data.seen, teacher.shape))
+        raise DatasetError(f"{data.card.name} has {theirs} images, {teacher.name} takes {ours}; give another --data")
 
 
 def accuracy(teacher: Teacher, data: ImageDataset, machine: Machine | None = None, batch: int = 500) -> dict[str, Any]:

@@ -23,10 +23,9 @@ from ..hardware import Machine
 from ..progress import say
 from ..run import Run
 from ..synthesis.command import synthesize
-from ..teacher import Teacher
+from ..teacher import Teacher, check_images
 from .export_check import accuracy, middle, parity, timed, white
 from .export_job import Job, Made
-from .quantize_plan import check_images
 from .quantized import load_quantized
 
 __all__ = ["KINDS", "Exported", "export"]

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..synthesis.parametrization import Range, spectral_noise
+from ..teacher import check_images
 from .equalize import correct, equalize, fold, pairs, rectify, trace
 from .layer_inputs import Gaussian, Inputs, norm_outputs, observe, with_tails
 from .quantize_images import distilled
-from .quantize_plan import EIGHT, Job, attach, check_images, chunks, set_ranges
+from .quantize_plan import EIGHT, Job, attach, chunks, set_ranges
 from .quantized import Quantized
 
 CHUNK = 64

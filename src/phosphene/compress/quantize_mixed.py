@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..dataset import ImageDataset
 from ..errors import BudgetError
+from ..teacher import check_images
 from .quantize_images import distilled
-from .quantize_plan import Job, attach, check_images, chunks
+from .quantize_plan import Job, attach, chunks
 from .quantizer import BITS
 
 __all__ = ["choose", "mixed", "sensitivities"]

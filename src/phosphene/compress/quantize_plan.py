@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from .. import teacher as teachers
 from ..augment import Augment
 from ..dataset import ImageDataset
-from ..errors import DatasetError
 from ..run import Run
 from ..teacher import Teacher
 from .layer_inputs import Inputs, best_range
 from .quantize_generator import GeneratorPlan
 from .quantized import Quantized, quantize_network
 
-__all__ = ["Job", "Method", "Plan", "Seen", "Source", "attach", "check_images", "seen_by", "set_ranges"]
+__all__ = ["Job", "Method", "Plan", "Seen", "Source", "attach", "seen_by", "set_ranges"]
 
 
 EIGHT = 8  # bits, that are meant to change next to nothing
@@ -136,13 +135,6 @@ def set_ranges(student: Quantized, inputs: Mapping[str, Inputs], criterion: str)
     for name in student.layers:
         quantizer = student.input_quantizer(name)
         quantizer.set_range(*best_range(inputs[name], quantizer.bits, criterion))
-
-
-def check_images(data: ImageDataset, teacher: Teacher) -> None:
-    """Raises `DatasetError` where these are no images for this teacher."""
-    if data.seen != teacher.shape:
-        theirs, ours = ("x".join(map(str, shape)) for shape in (data.seen, teacher.shape))
-        raise DatasetError(f"{data.card.name} has {theirs} images, {teacher.name} takes {ours}; give another --data")
 
 
 def seen_by(job: Job, data: ImageDataset, index: Tensor, numbers: torch.Generator, flip: bool = False) -> Tensor:

@@ -20,9 +20,10 @@ from ..errors import SettingsError
 from ..synthesis.generator_loss import View
 from ..synthesis.generator_terms import easy_cross_entropy
 from ..synthesis.parametrization import numbered
+from ..teacher import check_images
 from .layer_inputs import observe
 from .quantize_inundation import inundated, share_at
-from .quantize_plan import Job, Plan, Seen, Source, attach, check_images, chunks, seen_by, set_ranges
+from .quantize_plan import Job, Plan, Seen, Source, attach, chunks, seen_by, set_ranges
 from .quantized import Quantized
 
 __all__ = ["Stored", "divergence", "fine_tune", "inversion", "learning_rate", "loss_of", "share_ranges"]
