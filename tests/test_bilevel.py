@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,6 +13,7 @@ from phosphene import bilevel
 from phosphene.core import Batch
 from phosphene.errors import SettingsError
 from phosphene.hardware import Machine, machine
+from two_ranks import on_two_ranks
 
 CPU = Machine(torch.device("cpu"))
 
@@ -206,24 +204,18 @@ def _part(data: Batch, rank: int) -> Batch:
     return Batch(data.inputs[rank::2], data.targets[rank::2])
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _rank(rank: int, folder: str) -> None:
     here = machine("cpu", "fp32")
     net, alphas, optimizer = problem()
     train, valid = _part(batch(1), rank), _part(batch(2), rank)
     first = bilevel.first_order(net, softmax_gates, alphas, valid, cross_entropy, here)
     second = bilevel.second_order(net, softmax_gates, alphas, train, valid, cross_entropy, optimizer, here, radius=1e-4)
     torch.save([*first.gradients, first.loss, *second.gradients, second.loss], Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_are_one_process_that_accumulates(tmp_path: Path) -> None:
     """Without BatchNorm the mean of two halves is the whole batch, of which the exact gradient is known."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    on_two_ranks(_rank, str(tmp_path))
     zero, one = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(zero, one, strict=True))  # ranks agree to the bit
     net, alphas, optimizer = problem()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import multiprocessing, nn
+from torch import nn
 
 from phosphene import spaces
 from phosphene import teacher as teachers
@@ -27,6 +25,7 @@ from phosphene.hardware import Machine
 from phosphene.run import Run
 from phosphene.synthesis.generator import load, train
 from phosphene.synthesis.generator_terms import low_pass
+from two_ranks import on_two_ranks
 
 CPU = {"device": "cpu", "precision": "fp32"}
 TINY = {"scale": 0.05, "steps": 6, "epoch": 3, "warmup": 3, "batch": 12, "images": 24, "lr": 1e-3}
@@ -213,22 +212,16 @@ def test_killed_and_resumed_it_ends_alike(ranges, fault, tmp_path, monkeypatch):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+def _rank(rank: int, folder: str) -> None:
     for ranges in ("minmax", "error"):
         out = Path(folder) / ranges
         done = call(out, ranges=ranges, gradient_rule="ait", ce_weight=0.0)
         torch.save(done.net.state_dict(), f"{out}-{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_end_with_one_network(tmp_path):
     """Each draws latents of its own and sees ranges of its own; weights and ranges are shared, to the bit."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, str(tmp_path)), nprocs=2)
+    on_two_ranks(_rank, str(tmp_path))
     alone = call(tmp_path / "alone", ce_weight=0.0, gradient_rule="ait").net.state_dict()
     for ranges in ("minmax", "error"):
         zero, one = (torch.load(tmp_path / f"{ranges}-{rank}.pt", weights_only=True) for rank in (0, 1))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torch.autograd import grad
 
@@ -24,6 +22,7 @@ from phosphene.objectives import soft_cross_entropy
 from phosphene.run import Run
 from phosphene.search import command, darts, found
 from phosphene.search.halves import number
+from two_ranks import on_two_ranks
 
 STEPS, BATCH, SEED, LR, MOMENTUM, DECAY, CLIP, ALPHA_LR = 4, 8, 3, 0.05, 0.9, 1e-3, 0.5, 3e-3
 SETTINGS = {"steps": STEPS, "batch": BATCH, "lr": LR, "lr_min": LR, "momentum": MOMENTUM, "weight_decay": DECAY}
@@ -59,10 +58,8 @@ class InjectedError(Exception):
     pass
 
 
-def _both(rank: int, port: int, folder: str) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _both(rank: int, folder: str) -> None:
     os.environ["PHOSPHENE_CHECKPOINT_SECONDS"] = "0"
-    torch.set_num_threads(1)
     here, out = machine("cpu", "fp32"), Path(folder)
     for order in (1, 2):
         space = Watched()
@@ -81,7 +78,6 @@ def _both(rank: int, port: int, folder: str) -> None:
     _whole(out / "disturbed")
     settings = {**WHOLE, "steps": None, "epochs": 3, "batch_increase": 2}
     command.sgas(images(), out=out / "sgas", device="cpu", precision="fp32", **settings)
-    torch.distributed.destroy_process_group()
 
 
 def _whole(out: Path) -> None:
@@ -96,10 +92,7 @@ def _fault(phase: str, step: int) -> None:
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_both, (port, str(folder)), nprocs=2)
+    on_two_ranks(_both, str(folder))
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
@@ -206,6 +207,13 @@ def _join(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End its threads before Python ends: one that still wants Python then aborts a process whose work is done."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def describe() -> dict[str, object]:
