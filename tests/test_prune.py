@@ -254,6 +254,8 @@ def test_the_network_is_recognised_by_its_weights(teacher: Teacher) -> None:
         ({"network": "alexnet"}, phosphene.ArchitectureError, "'alexnet' has no widths to choose"),
         ({"keep": ["conv1"]}, SettingsError, "--keep conv1 is for magnitude and group-norm"),
         ({"method": "group-norm", "network": "resnet18"}, SettingsError, "--network resnet18 is for metapruning"),
+        ({"multiple": 4}, SettingsError, "--multiple 4 is for magnitude and group-norm"),
+        ({"method": "group-norm", "multiple": 0}, SettingsError, "--multiple 0 is not 1 or more"),
         ({"method": "group-norm", "keep": ["nowhere"]}, SettingsError, "--keep nowhere: there is no such layer"),
         ({"method": "group-norm", "macs": "~50%"}, SettingsError, "goes down to a bound"),
         ({"method": "uniform", "macs": "1%"}, BudgetError, "no width is narrow enough"),

@@ -172,6 +172,37 @@ def test_a_pruned_network_is_the_whole_one_with_silent_channels(name: str, crite
         assert torch.allclose(small(x), silenced(net, kept)(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("name", "multiple"), [("shortcut A", 8), ("shortcut B", 4), ("concatenation", 4), ("depthwise", 4)]
+)
+@pytest.mark.parametrize("scope", ["layer", "network"])
+def test_channels_go_down_to_a_multiple(name: str, multiple: int, scope: Any) -> None:
+    net = made(name)
+    kept = chosen(net, share=0.8, multiple=multiple, scope=scope)
+    before = {name: layer.out_channels for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d)}
+    left = {name: len(kept.get(name, {}).get("outputs", range(count))) for name, count in before.items()}
+    assert all(left[name] % multiple == 0 or left[name] == before[name] for name in before)
+    assert left != before
+    x = torch.randn(4, *SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(cut(copy.deepcopy(net), kept)(x), silenced(net, kept)(x), atol=1e-4, rtol=1e-4)
+
+
+def test_the_first_state_within_the_bound_is_found_with_few_measurements() -> None:
+    net, asked = made("shortcut B"), []
+    total = costs.macs(net, SHAPE)
+
+    def excess(kept: Kept) -> float:
+        asked.append(costs.macs(cut(copy.deepcopy(net).to("meta"), kept), SHAPE) / total)
+        return asked[-1] - 0.5
+
+    kept = choose(net, SHAPE, "group-norm", excess)
+    found = costs.macs(cut(copy.deepcopy(net), kept), SHAPE) / total
+    assert found == max(share for share in asked if share <= 0.5)
+    assert 0.5 - found < min(share for share in asked if share > 0.5) - found < 0.08  # a group of channels more
+    assert len(asked) < 30
+
+
 def test_channels_of_all_layers_compared_at_once() -> None:
     net = made("concatenation")
     everywhere, each = chosen(net, scope="network"), chosen(net)

@@ -1,5 +1,6 @@
 """Recipes: strict about keys before anything runs, fanned out, resumable as a whole, and their figures recorded."""
 
+import io
 import json
 import os
 import signal
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from phosphene import cli, costs, models, recipe, results, spaces, stages
+from phosphene import cli, costs, models, recipe, results, spaces, stages, tables
 from phosphene.core import Architecture
 from phosphene.dataset import ImageDataset
 from phosphene.errors import RecipeError, RunError, SettingsError
@@ -241,6 +243,19 @@ def test_a_figure_of_a_list_becomes_one_for_each_of_its_names(tmp_path):
         stages.read(write(tmp_path, whole + several.replace('"parts"', '"part"'), "other"), "smoke")
     with pytest.raises(RecipeError, match=r"each.*there are none"):
         stages.read(write(tmp_path, GOOD + several, "none"), "smoke")
+
+
+def test_figures_are_printed_group_by_group():
+    hidden = {"sd": None, "values": {"0": 2.0}, "unit": ""}
+    rows = [{"label": "ours", "mean": 2.0, "published": 3, "group": "Drop", **hidden}]
+    rows += [{**rows[0], "label": "noise", "published": None}, {**rows[0], "group": "Minutes"}]
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(tables.table({"figures": rows}))
+    lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert lines == [
+        ["Drop"], ["mean", "published"], ["ours", "2", "3"], ["noise", "2"],
+        ["Minutes"], ["mean", "published"], ["ours", "2", "3"],
+    ]  # fmt: skip
 
 
 def test_finished_stages_are_not_repeated(tmp_path, capsys):

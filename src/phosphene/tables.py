@@ -20,8 +20,22 @@ def table(result: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [rows] if plain else []
     for name, value in result.items():
         if _nested(value):
-            parts += [Text(), Text(name.replace("_", " "), style="bold"), _grid(value)]
+            for title, rows_below in _groups(name.replace("_", " "), value):
+                parts += [Text(), Text(title, style="bold"), _grid(rows_below)]
     return Group(*parts)
+
+
+def _groups(name: str, value: Any) -> list[tuple[str, Any]]:
+    """A recipe's figures are a table for each group, of what a person reads of them; all else is one table."""
+    if not (isinstance(value, list) and all("label" in row and "mean" in row for row in value)):
+        return [(name, value)]
+    titles = dict.fromkeys(row.get("group", name) for row in value)
+    return [(t, [_read(row) for row in value if row.get("group", name) == t]) for t in titles]
+
+
+def _read(figure: dict[str, Any]) -> dict[str, Any]:
+    names = ("label", "mean", "sd", "published")
+    return {("" if name == "label" else name): figure[name] for name in names if figure.get(name) is not None}
 
 
 def _nested(value: Any) -> bool:

@@ -77,6 +77,7 @@ def prune(
         str | None, "metapruning, uniform: whose widths are chosen; default: what the teacher is"
     ] = None,
     scope: Annotated[Scope, "criteria: the same share of every layer, or all channels compared at once"] = "layer",
+    multiple: Annotated[int, "criteria: channels are kept in multiples of so many; int8 is faster with 4 or 8"] = 1,
     keep: Annotated[list[str] | None, "criteria: a layer that keeps all its outputs; repeat for each"] = None,
     rows: Annotated[
         Literal["auto", "stored", "teacher"], "what is learned: the data's rows, or the teacher's; auto: stored if soft"
@@ -164,6 +165,10 @@ def _check(given: dict[str, Any]) -> None:
         raise SettingsError(f"--network {given['network']} is for metapruning and uniform; leave it out")
     if method not in CRITERIA and given["keep"]:
         raise SettingsError(f"--keep {given['keep'][0]} is for {' and '.join(CRITERIA)}; leave it out")
+    if given["multiple"] < 1:
+        raise SettingsError(f"--multiple {given['multiple']} is not 1 or more; 4 or 8 suit int8")
+    if method not in CRITERIA and given["multiple"] > 1:
+        raise SettingsError(f"--multiple {given['multiple']} is for {' and '.join(CRITERIA)}; leave it out")
     if given["epochs"] is not None and given["steps"] is not None:
         raise SettingsError("--epochs and --steps are two ways to say one thing; give one of them")
     prune_plan.bounds(given, {"params": 10**9, "macs": 10**9, "latency": 1.0})  # can they be read?
@@ -178,7 +183,7 @@ class _Plan:
         self.given, self.whole, self.space, self.test = given, whole, space, test
         method = given["method"]
         idle = {*PLACE, *SOURCES} | (set() if method == "metapruning" else {*SEARCH})
-        idle |= {"scope", "keep"} if space is not None else {"network"}
+        idle |= {"scope", "multiple", "keep"} if space is not None else {"network"}
         self.identity = {name: value for name, value in given.items() if name not in idle}
         self.identity |= {"space": None if space is None else space.spec}
         if own := extensions.code("width", "spos"):

@@ -137,11 +137,11 @@ def cut_by(run: Run, whole: Whole, budget: Budget, given: dict[str, Any]) -> Kep
         return prune_plan.outside(budget, figures(kept))[0]
 
     def chosen() -> dict[str, Any]:
-        settings: dict[str, Any] = {"scope": given["scope"], "whole": given["keep"] or ()}
-        kept = prune_criteria.choose(net.cpu(), shape, given["method"], excess, **settings)
+        settings = {name: given[name] for name in ("scope", "multiple")}
+        kept = prune_criteria.choose(net.cpu(), shape, given["method"], excess, whole=given["keep"] or (), **settings)
         reached = figures(kept)
         _not_below(prune_plan.outside(budget, reached)[1], reached)
-        return {"format": 1, "criterion": given["method"], "scope": given["scope"], "kept": kept}
+        return {"format": 1, "criterion": given["method"], **settings, "kept": kept}
 
     found: Kept = once(run, DESCRIPTION, chosen)["kept"]
     return found

@@ -76,6 +76,9 @@ def compress(
     params: Annotated[str | None, "parameters at most, likewise"] = None,
     latency: Annotated[str | None, "milliseconds of one image at most, likewise: 60% or 5"] = None,
     method: Annotated[Method, "how channels are pruned; metapruning and uniform know some networks"] = "group-norm",
+    multiple: Annotated[
+        int | None, "channels are kept in multiples of so many; default 4 with --int8, which is faster then, else 1"
+    ] = None,
     student: Annotated[
         str | None, "instead of pruning: a network's name, arch.json, search run, FILE.py:FACTORY, or `search`"
     ] = None,
@@ -141,6 +144,7 @@ def compress(
         )
     idle = {*PLACE, "target", *costs.LIMITS} | (set() if student == "search" else {*SEARCHED})
     idle |= {"method"} if student is not None else set()
+    idle |= set() if student is None and method in CRITERIA else {"multiple"}
     idle |= {"images", "preset", "iterations"} if own is not None else set()
     settings = {name: value for name, value in given.items() if name not in idle} | {"target": bounds}
     settings |= {"code": code} if (code := extensions.code("width", "spos")) else {}
@@ -164,6 +168,8 @@ def _check(given: dict[str, Any], bounds: dict[str, str]) -> None:
         raise SettingsError("--epochs and --steps are two ways to say one thing; give one of them")
     if student != "search" and given["width"] is not None:
         raise SettingsError(f"--width {given['width']} is for --student search; leave it out")
+    if given["multiple"] is not None and (student is not None or given["method"] not in CRITERIA):
+        raise SettingsError(f"--multiple {given['multiple']} is for --method {' and '.join(CRITERIA)}; leave it out")
     if given["images"] < 20:
         raise SettingsError(f"--images {given['images']} leaves too few to compare on; give 20 or more")
     extras = [to] if to == "onnx" else ["int8"] if to == "torch" and given["int8"] else []

@@ -15,6 +15,7 @@ from ..compress.distil import find_student
 from ..compress.export import Exported, export
 from ..compress.export_job import Job
 from ..compress.prune import prune
+from ..compress.prune_criteria import CRITERIA
 from ..compress.prune_stages import milliseconds, once
 from ..core import Architecture
 from ..dataset import ImageDataset
@@ -33,6 +34,7 @@ from .compress_target import checked, latency_share, wanted
 
 __all__ = ["Way", "parted"]
 
+BLOCK = 4  # channels that int8 computes at once
 CHECKED = 1000  # images at most, one in ten, that nothing is trained on: on them the networks are compared
 
 
@@ -89,6 +91,8 @@ class Way:
         if given["student"] is None:
             told = {name: given[name] for name in ("method", "checkpoint", "mean", "std", "size")}
             told |= {"supernet_steps": given["search_steps"], "supernet_batch": given["search_batch"]}
+            if given["method"] in CRITERIA:
+                told |= {"multiple": given["multiple"] or (BLOCK if given["int8"] else 1)}
             told |= {**self._evolving(images), **bounds, "rows": "teacher", "on": self._on}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch's exporter of itself, for each network it times
