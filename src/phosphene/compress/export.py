@@ -138,22 +138,26 @@ def _images(
     run: Run, job: Job, given: ImageDataset | None, images: int, noise: bool
 ) -> tuple[Job, dict[str, Tensor], dict[str, Any]]:
     """The job with what it is calibrated on, what the file is compared on by name, and what the result says of both."""
-    sets = {"noise": white(job, run.seed)}
-    if given is not None:
-        last = range(max(0, len(given) - CHECKED), len(given))  # calibration takes the first
-        sets["images"] = middle(given, last, job.teacher.shape)
-    if not job.int8 or job.student is not None:
-        return job, sets, {}
-    if given is None and not noise and _knows_its_data(job.teacher.net):
+    sets, shape = {"noise": white(job, run.seed)}, job.teacher.shape
+    calibrates = job.int8 and job.student is None
+    if calibrates and given is None and not noise and _knows_its_data(job.teacher.net):
         own = {"seed": run.seed, "device": "cpu", "precision": "fp32"}
         given = synthesize(job.teacher, images=images, out=run.path / "images", **own)  # type: ignore[arg-type]
-        sets["images"] = middle(given, range(min(CHECKED, len(given))), job.teacher.shape)
+    taken = 0 if given is None or not calibrates else min(images, len(given))
+    if given is not None:
+        sets["images"] = middle(given, _compared(len(given), taken), shape)
+    if not calibrates:
+        return job, sets, {}
     if given is None:
         calibration, origin = white(job, run.seed + 1, images), "noise"
     else:
-        first = range(min(images, len(given)))
-        calibration, origin = middle(given, first, job.teacher.shape), given.card.origin
+        calibration, origin = middle(given, range(taken), shape), given.card.origin
     return replace(job, pixels=calibration), sets, {"calibrated_on": f"{len(calibration)} images ({origin})"}
+
+
+def _compared(count: int, taken: int) -> range:
+    """The last images, and only those that did not calibrate the file if there are any."""
+    return range(max(taken if taken < count else 0, count - CHECKED), count)
 
 
 def _write(
