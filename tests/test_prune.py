@@ -295,9 +295,10 @@ def test_an_estimate_counts_every_stage(method: str, tiny: Prune, tmp_path: Path
 def test_as_typed(weights: Path, data: ImageDataset, tmp_path: Path) -> None:
     data.save(tmp_path / "d")
     words = f"cifar-resnet8 --checkpoint {weights} --mean .5 --std .2 --size 8 --data {tmp_path / 'd'} --method uniform"
-    words += f" --macs 50% --steps 1 --batch 4 --out {tmp_path / 'small'} --device cpu --json"
+    words += f" --macs 50% --steps 1 --batch 4 --mixup 0.25 --out {tmp_path / 'small'} --device cpu --json"
     done = CliRunner().invoke(command("prune"), words.split())
     assert done.exit_code == 0, done.output
     shown = json.loads(done.stdout)
     assert shown["macs_share"] <= 50 and shown["ms"] > 0 and shown["whole_ms"] > 0
+    assert json.loads((tmp_path / "small/train/config.json").read_text())["settings"]["mixup"] == 0.25
     assert "ms" not in json.loads((tmp_path / "small/result.json").read_text())

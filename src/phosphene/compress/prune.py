@@ -89,6 +89,7 @@ def prune(
     lr: Annotated[float | None, f"its highest; default {FRESH_LR}, of weights kept by a criterion {TUNED_LR}"] = None,
     momentum: Annotated[float, "of its sgd"] = 0.9,
     weight_decay: Annotated[float, "of it"] = 1e-4,
+    mixup: Annotated[float | None, "of it: a of Beta(a, a), 0 for none; default 1"] = None,
     temperature: Annotated[float | None, "of both sides, in search and training; default 3, of labels 1"] = None,
     supernet_epochs: Annotated[int, "metapruning: of the PruningNet"] = 32,
     supernet_steps: Annotated[int | None, "metapruning: of it, instead of epochs"] = None,
@@ -230,7 +231,7 @@ class _Plan:
         given = self.given
         length = {"epochs": None, "steps": given["steps"]} if given["steps"] else {"epochs": given["epochs"] or 128}
         rate = TUNED_LR if isinstance(found, nn.Module) else FRESH_LR
-        own = {name: given[name] for name in ("batch", "momentum", "weight_decay", "temperature")}
+        own = {name: given[name] for name in ("batch", "momentum", "weight_decay", "mixup", "temperature")}
         own |= length | {"lr": rate if given["lr"] is None else given["lr"], "crop": self.whole.crop}
         place = {name: given[name] for name in ("seed", "device", "precision", "estimate")}
         return train(found, data=self.whole.images, teacher=self.whole.ask, out=run.path / "train", **own, **place)
