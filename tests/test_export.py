@@ -134,7 +134,8 @@ def test_onnx_answers_like_the_network_and_int8_nearly(kind, tmp_path):
         assert close(ask(small, inputs), expected, 0.1)
     assert not close(ask(small, inputs), expected, 1e-4)  # it is another arithmetic
     assert floats.result["agreement_noise"] == 100 and small.result["agreement_images"] >= 80
-    assert small.result["calibrated_on"] == "32 images (synthesis)" and small.result["compared_on"]["images"] == 16  # the rest
+    assert small.result["calibrated_on"] == "32 images (synthesis)"
+    assert small.result["compared_on"]["images"] == 16  # the rest
     layers = sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in teacher.net.modules())
     assert small.result["int8_layers"] == layers and small.result["integer_layers"] == f"{layers} of {layers}"
 
