@@ -253,7 +253,7 @@ def test_figures_are_printed_group_by_group():
     console.print(tables.table({"figures": rows}))
     lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
     assert lines == [
-        ["Drop"], ["mean", "published"], ["ours", "2", "3"], ["noise", "2"],
+        ["Drop"], ["mean", "published"], ["ours", "2", "3"], ["noise", "2", "–"],
         ["Minutes"], ["mean", "published"], ["ours", "2", "3"],
     ]  # fmt: skip
 

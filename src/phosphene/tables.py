@@ -30,12 +30,12 @@ def _groups(name: str, value: Any) -> list[tuple[str, Any]]:
     if not (isinstance(value, list) and all("label" in row and "mean" in row for row in value)):
         return [(name, value)]
     titles = dict.fromkeys(row.get("group", name) for row in value)
-    return [(t, [_read(row) for row in value if row.get("group", name) == t]) for t in titles]
+    return [(t, _read([row for row in value if row.get("group", name) == t])) for t in titles]
 
 
-def _read(figure: dict[str, Any]) -> dict[str, Any]:
-    names = ("label", "mean", "sd", "published")
-    return {("" if name == "label" else name): figure[name] for name in names if figure.get(name) is not None}
+def _read(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    names = [name for name in ("mean", "sd", "published") if any(one.get(name) is not None for one in figures)]
+    return [{"": one["label"], **{name: one.get(name) for name in names}} for one in figures]
 
 
 def _nested(value: Any) -> bool:
