@@ -371,6 +371,11 @@ def test_recorded_results_and_their_page(tmp_path):
     record = json.loads((folder / "bread-smoke.json").read_text())
     assert record["seeds"] == [0, 1] and record["command"].endswith("--scale smoke --set flour=wheat --record")
     assert record["machine"]["cores"] >= 1 and record["notes"] == ["salted"]
+    (tmp_path / "rye").write_text("")  # a file is told by its name
+    again = {"out": tmp_path / "o2", "record": True, "results_dir": folder}
+    recipe.run(source, **again, set=[f"flour={tmp_path / 'rye'}"])
+    assert "--set flour=rye --record" in json.loads((folder / "bread-smoke.json").read_text())["command"]
+    recipe.run(source, out=tmp_path / "o", record=True, results_dir=folder, set=["flour=wheat"])
     page = (tmp_path / "docs" / "results.md").read_text()
     assert page == results.render(results.load(folder))
     assert "| weight: plain | 30.50 ± 0.71 g (2) | 40 |" in page and "| Crumb | measured | published |" in page

@@ -358,6 +358,11 @@ def _interval(entry: dict[str, Any], case: str | None, jobs: list[Job], folder: 
     return {"interval": [sum(side) / len(side) for side in ends]}  # type: ignore[arg-type]
 
 
+def _where_anyone(value: str) -> str:
+    """A file by its name: where it lies here is nobody else's business."""
+    return Path(value).name if Path(value).exists() else value
+
+
 def _record(
     plan: Recipe,
     folder: Path,
@@ -369,8 +374,8 @@ def _record(
 ) -> None:
     """Write ``RESULT-SCALE.json`` and bring the page of all results up to date."""
     states = [state for job in jobs if (state := _state(folder, job))]
-    shown = [o for o in overrides if not Path(o.partition("=")[2]).exists()]  # where a file lies changes no figure
-    command = ["phosphene run", str(plan.path), "--scale", plan.scale, *(f"--set {o}" for o in shown), "--record"]
+    shown = [f"--set {name}={_where_anyone(value)}" for name, _, value in (o.partition("=") for o in overrides)]
+    command = ["phosphene run", str(plan.path), "--scale", plan.scale, *shown, "--record"]
     record = {
         "result": plan.result,
         "scale": plan.scale,
