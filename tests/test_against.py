@@ -1,6 +1,9 @@
 """Figures against figures: which points there are, and that names can be read."""
 
+from itertools import combinations
+
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from phosphene import against
@@ -18,9 +21,23 @@ def test_points_are_labels_that_both_groups_have_measured():
     assert against.points(figures, "x", "y") == [against.Point("one", 2.0, 10.0, 2.0**0.5, 0.0)]
 
 
-def test_names_of_equal_points_do_not_lie_on_each_other():
-    heights = against._spread([5.0, 5.0, 1.0, 5.1], 1.0)
-    assert heights == [5.0, 6.0, 1.0, 7.0]
+def test_no_name_hides_another_or_a_point():
+    found = [against.Point(f"a method of some length, {k}", x, 0.95) for k, x in enumerate((0.6, 1.4, 2.6, 5.4, 5.4))]
+    axis = Figure(figsize=(7.2, 4.4)).subplots()
+    axis.set(xlim=(0, 7), ylim=(0.5, 1))
+    boxes = against._name(axis, found)
+    spots = axis.transData.transform([(one.x, one.y) for one in found])
+    assert len(boxes) == 5 and not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert not any(box.contains(*spot) for box in boxes for spot in spots)
+
+
+def test_the_axis_begins_where_it_shall_or_lower(tmp_path, monkeypatch):
+    limits = []
+    monkeypatch.setattr(against, "_name", lambda axis, found: limits.append(axis.get_ylim()[0]))
+    points = [against.Point("one", 1.0, 0.9), against.Point("two", 2.0, 0.7)]
+    for begin in (0.0, 0.5, 0.8):
+        against.draw(tmp_path / "p.png", points, "ms", "AUC", begin)
+    assert limits == [0.0, 0.5, 0.7]
 
 
 @pytest.mark.parametrize("values", [[(1.0, 90.0)], [(0.0, 0.0), (0.0, 0.0)], [(5.0, 10.0 + k) for k in range(8)]])

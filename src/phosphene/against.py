@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 INK, PALE, POINT = "#222222", "#9a9aa0", "#1f5fa8"
-APART = 0.055  # of the axis' height between two names, so that they can be read
+POINTS = 4  # half of a point's side, in pixels at 100 dots an inch
+PLACES = [(9, 0, "left", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top"), (-9, 0, "right", "center")]
+PLACES += [(7, 7, "left", "bottom"), (7, -7, "left", "top"), (-7, 7, "right", "bottom"), (-7, -7, "right", "top")]
+FAR = (1, 2.5, 4, 6, 9)  # how far away a name may have to be
 
 
 class Point(NamedTuple):
@@ -28,8 +32,12 @@ def points(figures: Sequence[dict[str, Any]], x: str, y: str) -> list[Point]:
     return [Point(label, a["mean"], b["mean"], a["sd"] or 0.0, b["sd"] or 0.0) for label, a, b in known]
 
 
-def draw(path: Path, found: Sequence[Point], x: str, y: str) -> None:
-    """A scatter of the points as a PNG; bars are standard deviations. Axes begin at 0."""
+def draw(path: Path, found: Sequence[Point], x: str, y: str, y_from: float = 0.0) -> None:
+    """A scatter of the points as a PNG, each with its name beside it; bars are standard deviations.
+
+    Args:
+        y_from: where the vertical axis begins: at what chance gives, say; lower where a point is.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -45,15 +53,13 @@ def draw(path: Path, found: Sequence[Point], x: str, y: str) -> None:
         axis.errorbar(
             one.x, one.y, one.dy or None, one.dx or None, fmt="o", ms=6, color=POINT, ecolor=PALE, mec="white"
         )
-    right, top = (1.08 * max([value for value in values if value > 0], default=1.0) for values in _columns(found))
-    axis.set(xlim=(0, 1.8 * right), ylim=(min(0.0, *(one.y for one in found), 0.0), top))  # room for the names
-    heights = _spread([one.y for one in found], APART * top)
-    line = {"arrowstyle": "-", "color": PALE, "lw": 0.6, "relpos": (0, 0.5)}
-    for one, height in zip(found, heights, strict=True):
-        place = (1.02 * right, height)
-        axis.annotate(one.label, (one.x, one.y), place, color=INK, fontsize=9, va="center", arrowprops=line)
+    right, top = (max([value for value in values if value > 0], default=1.0) for values in _columns(found))
+    low = min(y_from, *(one.y for one in found), y_from)
+    axis.set(xlim=(0, 1.25 * right), ylim=(low, top + 0.1 * (top - low or 1)))
     axis.set_xlabel(x, color=INK)
     axis.set_ylabel(y, color=INK)
+    drawn.draw_without_rendering()  # where everything lies is known from here on
+    _name(axis, found)
     drawn.savefig(path, dpi=140)
 
 
@@ -61,10 +67,22 @@ def _columns(found: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [one.x + one.dx for one in found], [one.y + one.dy for one in found]
 
 
-def _spread(values: Sequence[float], apart: float) -> list[float]:
-    """The values moved upwards, lowest first, until they are so far apart."""
-    heights = list(values)
-    floor = -float("inf")
-    for index in sorted(range(len(values)), key=lambda k: values[k]):
-        heights[index] = floor = max(values[index], floor + apart)
-    return heights
+def _name(axis: Any, found: Sequence[Point]) -> list[Any]:
+    """A name beside each point, at the first place where it hides no point and no other name; their boxes."""
+    from matplotlib.transforms import Bbox
+
+    spots = axis.transData.transform([(one.x, one.y) for one in found])
+    taken = [Bbox.from_extents(px - POINTS, py - POINTS, px + POINTS, py + POINTS) for px, py in spots]
+    for one in sorted(found, key=lambda one: -one.y):
+        for far, (dx, dy, ha, va) in product(FAR, PLACES):
+            line = {"arrowprops": {"arrowstyle": "-", "color": PALE, "lw": 0.6}} if far > 1 else {}
+            style = {"ha": ha, "va": va, "color": INK, "fontsize": 9, "textcoords": "offset points", **line}
+            text = axis.annotate(one.label, (one.x, one.y), (dx * far, dy * far), **style)
+            box = text.get_window_extent()
+            inside = axis.bbox.x0 < box.x0 and box.x1 < axis.figure.bbox.x1 and axis.bbox.y0 < box.y0
+            if inside and box.y1 < axis.bbox.y1 and not any(box.overlaps(other) for other in taken):
+                break
+            if (far, dx, dy) != (FAR[-1], *PLACES[-1][:2]):  # the last place of all is better than none
+                text.remove()
+        taken.append(box)
+    return taken[len(found) :]

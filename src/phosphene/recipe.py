@@ -391,7 +391,7 @@ def _record(
         "notes": list(plan.notes),
     }
     if plan.pictures:
-        record["pictures"] = [{key: one[key] for key in ("name", "x", "y")} for one in plan.pictures]
+        record["pictures"] = [{k: v for k, v in one.items() if k != "scales"} for one in plan.pictures]
     target.mkdir(parents=True, exist_ok=True)
     write_json(target / f"{plan.result}-{plan.scale}.json", record)
     results.results(target)

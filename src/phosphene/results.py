@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
+import statistics
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +56,7 @@ def _draw(record: dict[str, Any], folder: Path) -> None:
     """The pictures of a result, beside its file."""
     for one in record.get("pictures", ()):
         if found := against.points(record["figures"], one["x"], one["y"]):
-            against.draw(folder / _picture(record, one), found, one["x"], one["y"])
+            against.draw(folder / _picture(record, one), found, one["x"], one["y"], one.get("y_from", 0.0))
 
 
 def _picture(record: dict[str, Any], one: dict[str, Any]) -> str:
@@ -86,8 +86,8 @@ def figure(label: str, values: dict[str, float | None], **fields: Any) -> dict[s
     A value is None where it is undefined; it is left out of the mean.
     """
     numbers = [value for value in values.values() if value is not None]
-    mean = sum(numbers) / len(numbers) if numbers else None
-    spread = math.sqrt(sum((v - mean) ** 2 for v in numbers) / (len(numbers) - 1)) if len(numbers) > 1 else None
+    mean = statistics.fmean(numbers) if numbers else None
+    spread = statistics.stdev(numbers) if len(numbers) > 1 else None
     return {"label": label, "mean": mean, "sd": spread, "values": values, **fields}
 
 

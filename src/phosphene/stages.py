@@ -7,7 +7,8 @@
     [[figure]]                   label, stage, key, case, seed, unit, times, digits, published, source, group, scales,
                                  interval = [key, key] (where a study gives one); the key "minutes" is the job's time,
                                  and with plus = ["stage", …] that of those stages' jobs of its case and seed besides
-    [[picture]]                  name, x, y, scales: the figures of group y drawn against those of group x of one label
+    [[picture]]                  name, x, y, scales: the figures of group y drawn against those of group x of one label;
+                                 y_from is where the axis begins, if not at 0
     [lists.rows]                 name = "label", …: a figure with each = "rows" becomes one for each of them, {name}
                                  and that label filled in; name = {label = "…", published = …} fills in more
 
@@ -85,7 +86,7 @@ TOP = ("title", "paper", "result", "notes", "scales", "defaults", "lists", "stag
 STAGE = ("name", "call", "with", "seeds", "cases", "scales", "priority")
 SHOWN = ("unit", "digits", "published", "source", "group")  # of a figure, carried into the recorded result as they are
 FIGURE = ("label", "stage", "key", "case", "seed", "times", "plus", "interval", "scales", *SHOWN)
-PICTURE = ("name", "x", "y", "scales")
+PICTURE = ("name", "x", "y", "y_from", "scales")
 REFERENCE = re.compile(
     r"@(?P<stage>[\w-]+)(\[(?P<which>[^\]]*)\])?"
     r"(/(?P<file>.+)|:(?P<key>[\w.-]+)(~(?P<span>\d+)%)?)?"
