@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from phosphene.hardware import Machine, machine
 from phosphene.published import RECIPES, TrainingRecipe, effective, learning_rate, length
 from phosphene.run import Run
 from phosphene.settings import settings
+from two_ranks import on_two_ranks
 
 MODULE = sys.modules["phosphene.train"]
 CPU = {"device": "cpu", "precision": "fp32"}
@@ -614,24 +614,12 @@ def test_estimate_leaves_nothing(tmp_path):
 RANKS = {"steps": 6, "batch": 16, "lr": 0.05, "mixup": 0.5, "pad": 1, "clip": 1.0}
 
 
-def ranked(out: Path):
-    return train(small(), data=digits(), out=out, **RANKS, **CPU)
+def ranked(_rank: int, out: str) -> None:
+    train(small(), data=digits(), out=Path(out), **RANKS, **CPU)
 
 
 def test_two_ranks_are_one_process_that_accumulates_their_batches(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path\n"
-    code += (
-        f"import torch; torch.set_num_threads(1); import test_train; test_train.ranked(Path({str(tmp_path / 'a')!r}))"
-    )
-    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code], env={**shared, "RANK": str(r), "LOCAL_RANK": str(r)})
-        for r in range(2)
-    ]
-    assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    on_two_ranks(ranked, str(tmp_path / "a"))
 
     data, recipe = digits(), effective("short", RANKS)
     nets = [small().train() for _ in range(2)]  # BatchNorm is per rank
