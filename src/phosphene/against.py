@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
@@ -75,14 +76,24 @@ def _name(axis: Any, found: Sequence[Point]) -> list[Any]:
     taken = [Bbox.from_extents(px - POINTS, py - POINTS, px + POINTS, py + POINTS) for px, py in spots]
     for one in sorted(found, key=lambda one: -one.y):
         for far, (dx, dy, ha, va) in product(FAR, PLACES):
-            line = {"arrowprops": {"arrowstyle": "-", "color": PALE, "lw": 0.6}} if far > 1 else {}
-            style = {"ha": ha, "va": va, "color": INK, "fontsize": 9, "textcoords": "offset points", **line}
-            text = axis.annotate(one.label, (one.x, one.y), (dx * far, dy * far), **style)
+            place, style = (dx * far, dy * far), {"color": INK, "fontsize": 9, "textcoords": "offset points"}
+            text = axis.annotate(one.label, (one.x, one.y), place, ha=ha, va=va, **style)
             box = text.get_window_extent()
-            inside = axis.bbox.x0 < box.x0 and box.x1 < axis.figure.bbox.x1 and axis.bbox.y0 < box.y0
-            if inside and box.y1 < axis.bbox.y1 and not any(box.overlaps(other) for other in taken):
+            inside = axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 and axis.bbox.y0 < box.y0 and box.y1 < axis.bbox.y1
+            near = [_distance(box, spot) for spot in spots]
+            told = far > 1 or near[found.index(one)] == min(near)  # a name next to another point needs a line
+            if inside and told and not any(box.overlaps(other) for other in taken):
                 break
             if (far, dx, dy) != (FAR[-1], *PLACES[-1][:2]):  # the last place of all is better than none
                 text.remove()
+        if far > 1:
+            line = {"arrowstyle": "-", "color": PALE, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+            axis.annotate("", (one.x, one.y), place, textcoords="offset points", arrowprops=line)
         taken.append(box)
     return taken[len(found) :]
+
+
+def _distance(box: Any, spot: Sequence[float]) -> float:
+    """From a point to the nearest place of a box, in pixels."""
+    x, y = spot
+    return math.hypot(max(box.x0 - x, 0.0, x - box.x1), max(box.y0 - y, 0.0, y - box.y1))
