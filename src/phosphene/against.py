@@ -69,28 +69,36 @@ def _columns(found: Sequence[Point]) -> tuple[list[float], list[float]]:
 
 
 def _name(axis: Any, found: Sequence[Point]) -> list[Any]:
-    """A name beside each point, at the first place where it hides no point and no other name; their boxes."""
+    """A name beside each point, where it hides no point and no other name; their boxes."""
     from matplotlib.transforms import Bbox
 
     spots = axis.transData.transform([(one.x, one.y) for one in found])
-    taken = [Bbox.from_extents(px - POINTS, py - POINTS, px + POINTS, py + POINTS) for px, py in spots]
-    for one in sorted(found, key=lambda one: -one.y):
-        for far, (dx, dy, ha, va) in product(FAR, PLACES):
-            place, style = (dx * far, dy * far), {"color": INK, "fontsize": 9, "textcoords": "offset points"}
-            text = axis.annotate(one.label, (one.x, one.y), place, ha=ha, va=va, **style)
-            box = text.get_window_extent()
-            inside = axis.bbox.x0 < box.x0 and box.x1 < axis.bbox.x1 and axis.bbox.y0 < box.y0 and box.y1 < axis.bbox.y1
-            near = [_distance(box, spot) for spot in spots]
-            told = far > 1 or near[found.index(one)] == min(near)  # a name next to another point needs a line
-            if inside and told and not any(box.overlaps(other) for other in taken):
-                break
-            if (far, dx, dy) != (FAR[-1], *PLACES[-1][:2]):  # the last place of all is better than none
-                text.remove()
-        if far > 1:
-            line = {"arrowstyle": "-", "color": PALE, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
-            axis.annotate("", (one.x, one.y), place, textcoords="offset points", arrowprops=line)
-        taken.append(box)
+    taken = [Bbox.from_extents(x - POINTS, y - POINTS, x + POINTS, y + POINTS) for x, y in spots]
+    for index in sorted(range(len(found)), key=lambda k: -found[k].y):
+        taken.append(_place(axis, found[index], spots, index, taken))
     return taken[len(found) :]
+
+
+def _place(axis: Any, one: Point, spots: Any, index: int, taken: Sequence[Any]) -> Any:
+    """The name at the first place that is free; a name that is far, or next to another point, has a line."""
+    style = {"color": INK, "fontsize": 9, "textcoords": "offset points"}
+    for far, (dx, dy, ha, va) in product(FAR, PLACES):
+        text = axis.annotate(one.label, (one.x, one.y), (far * dx, far * dy), ha=ha, va=va, **style)
+        box = text.get_window_extent()
+        near = [_distance(box, spot) for spot in spots]
+        if (far > 1 or near[index] == min(near)) and _free(box, axis.bbox, taken):
+            break
+        if (far, dx, dy) != (FAR[-1], *PLACES[-1][:2]):  # the last place of all is better than none
+            text.remove()
+    if far > 1:
+        line = {"arrowstyle": "-", "color": PALE, "lw": 0.6, "shrinkA": 0, "shrinkB": 4}
+        axis.annotate("", (one.x, one.y), (far * dx, far * dy), textcoords="offset points", arrowprops=line)
+    return box
+
+
+def _free(box: Any, frame: Any, taken: Sequence[Any]) -> bool:
+    inside = frame.x0 < box.x0 and box.x1 < frame.x1 and frame.y0 < box.y0 and box.y1 < frame.y1
+    return inside and not any(box.overlaps(other) for other in taken)
 
 
 def _distance(box: Any, spot: Sequence[float]) -> float:
