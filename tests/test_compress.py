@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +25,12 @@ from phosphene.pipeline import compress as pipeline
 from phosphene.pipeline import compress_rows, compress_stages
 from phosphene.pipeline.compress import Compressed, compress
 from phosphene.pipeline.compress_target import checked, latency_share, read
-from phosphene.run import Run
 from phosphene.teacher import load, open_test
+from stopping import InjectedError, Steps, contents
 
 HERE: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 TINY: dict[str, Any] = {"images": 20, "preset": "smoke", "steps": 2, "batch": 8, "to": "safetensors", **HERE}
 NAMES = ("params", "macs", "latency")
-
-
-class InjectedError(Exception):
-    pass
 
 
 def tiny(out: Path, **settings: Any) -> Compressed:
@@ -43,13 +38,6 @@ def tiny(out: Path, **settings: Any) -> Compressed:
     if not {"student", "method"} & settings.keys():
         pytest.importorskip("torch_pruning", reason="needs the extra prune")
     return compress("digits", out=out, **{**TINY, **bound, **settings})
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run and of its stages, but for times and what shows them."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".png", ".html")]
-    kept = [file for file in files if file.name not in ("timing.json", "latency.json")]
-    return {str(f.relative_to(folder)): re.sub(rb'"git": ".*"', b"", f.read_bytes()) for f in kept}
 
 
 # -- the target ------------------------------------------------------------------------------------------------------
@@ -133,24 +121,15 @@ def test_on_the_command_line(tmp_path: Path) -> None:
 
 
 def test_it_goes_on_in_whatever_stage_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
-    steps: list[tuple[str, int]] = []
-    stop = 0
-
-    def note(*at: Any) -> None:
-        steps.append(at)
-        if len(steps) == stop:
-            raise InjectedError
-
-    monkeypatch.setattr(Run, "after_step", staticmethod(note))
+    steps = Steps(monkeypatch)
     whole = tiny(tmp_path / "whole", int8=True)
-    every = list(steps)
-    steps.clear()
+    every = list(steps.taken)
+    steps.taken.clear()
     for at in (2, len(every) - 1):  # in the synthesis, in the training
-        stop = at
+        steps.stop = at
         with pytest.raises(InjectedError):
             tiny(tmp_path / "cut", int8=True)
-    stop = 0
+    steps.stop = 0
 
     def fails(*_: Any) -> None:
         raise InjectedError
@@ -160,8 +139,8 @@ def test_it_goes_on_in_whatever_stage_it_was(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(InjectedError):
             tiny(tmp_path / "cut", int8=True)
     cut = tiny(tmp_path / "cut", int8=True)
-    assert steps == every  # gone on, in whatever stage it was, not begun anew
-    assert contents(tmp_path / "cut") == contents(tmp_path / "whole") and cut.result == whole.result
+    assert steps.taken == every  # gone on, in whatever stage it was, not begun anew
+    assert contents(tmp_path / "cut", ".html") == contents(tmp_path / "whole", ".html") and cut.result == whole.result
     assert cut.file.name == "network.int8.safetensors" and cut.latency == {}
     assert cut.result["stages"]["small, int8"]["mib"] < cut.result["stages"]["small"]["mib"]
     with pytest.raises(RunError, match="holds another run"):
@@ -172,18 +151,18 @@ def test_it_goes_on_in_whatever_stage_it_was(tmp_path: Path, monkeypatch: pytest
 def test_nothing_is_trained_on_what_networks_are_compared_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learnt: list[ImageDataset] = []
     judged: list[ImageDataset] = []
-    small, row = compress_stages.Way.small, compress_rows.row
+    small, seen = compress_stages.Way.small, compress_rows.seen
 
     def learns(way: Any, images: ImageDataset, *rest: Any) -> Any:
         learnt.append(images)
         return small(way, images, *rest)
 
-    def judges(stage: Any, whole: Any, images: ImageDataset, test: Any) -> Any:
+    def judges(images: ImageDataset, whole: Any) -> Any:
         judged.append(images)
-        return row(stage, whole, images, test)
+        return seen(images, whole)
 
     monkeypatch.setattr(compress_stages.Way, "small", learns)
-    monkeypatch.setattr(pipeline, "row", judges)
+    monkeypatch.setattr(pipeline, "seen", judges)
     made = tiny(tmp_path / "run", student="cifar-resnet8", images=40)
     pixels = [{images.pixels([k]).numpy().tobytes() for k in range(len(images))} for images in (learnt[0], judged[0])]
     assert (len(learnt[0]), len(judged[0])) == (36, 4) and not pixels[0] & pixels[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,10 @@ from phosphene.dataset import ImageDataset
 from phosphene.errors import BudgetError, DatasetError, Estimate, SettingsError, TeacherError
 from phosphene.evaluate import evaluate
 from phosphene.models import build
-from phosphene.run import Run
 from phosphene.synthesis.noise import noise
 from phosphene.teacher import Teacher, load
 from phosphene.train import train
+from stopping import InjectedError, Steps, contents
 
 HERE: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
 SHAPE = (1, 8, 8)
@@ -83,17 +82,6 @@ def tiny(weights: Path, data: ImageDataset, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-class InjectedError(Exception):
-    pass
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a run and of its stages, but for times and pictures."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"]
-    kept = [file for file in files if file.name not in ("timing.json", "latency.json")]
-    return {str(f.relative_to(folder)): re.sub(rb'"git": ".*"', b"", f.read_bytes()) for f in kept}
-
-
 # -- every method ----------------------------------------------------------------------------------------------------
 
 
@@ -101,26 +89,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_it_goes_on_where_it_was_within_its_window(
     method: str, tiny: Prune, real: ImageDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
-    steps: list[tuple[str, int]] = []
-    stop = 0
-
-    def note(*at: Any) -> None:
-        steps.append(at)
-        if len(steps) == stop:
-            raise InjectedError
-
-    monkeypatch.setattr(Run, "after_step", staticmethod(note))
+    steps = Steps(monkeypatch)
     whole = tiny(method, out=tmp_path / "whole", test=real)
-    every = list(steps)
-    steps.clear()
+    every = list(steps.taken)
+    steps.taken.clear()
     for at in sorted({1, len(every) // 3, 2 * len(every) // 3, len(every) - 1}):
-        stop = at
+        steps.stop = at
         with pytest.raises(InjectedError):
             tiny(method, out=tmp_path / "cut", test=real)
-    stop = 0
+    steps.stop = 0
     cut = tiny(method, out=tmp_path / "cut", test=real)
-    assert steps == every  # gone on, in whatever stage it was, not begun anew
+    assert steps.taken == every  # gone on, in whatever stage it was, not begun anew
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole") and cut.result == whole.result
     result = whole.result
     assert 44 <= result["macs_share"] <= 50 and result["whole_macs"] > result["macs"]

@@ -55,7 +55,7 @@ def draw(path: Path, found: Sequence[Point], x: str, y: str, y_from: float = 0.0
             one.x, one.y, one.dy or None, one.dx or None, fmt="o", ms=6, color=POINT, ecolor=PALE, mec="white"
         )
     right, top = (max([value for value in values if value > 0], default=1.0) for values in _columns(found))
-    low = min(y_from, *(one.y for one in found), y_from)
+    low = min([y_from, *(one.y for one in found)])
     axis.set(xlim=(0, 1.25 * right), ylim=(low, top + 0.1 * (top - low or 1)))
     axis.set_xlabel(x, color=INK)
     axis.set_ylabel(y, color=INK)

@@ -209,7 +209,9 @@ def _finish(way: Way, images: ImageDataset, held: ImageDataset, before: dict[str
     if run.machine.rank:
         run.finish({})
         return
-    rows = {name: row(stage, way.whole, held, way.test) for name, stage in stages.items()}
+    pixels = seen(held, way.whole)
+    logits = way.whole.logits(pixels)
+    rows = {name: row(stage, pixels, logits, way.test) for name, stage in stages.items()}
     first, (last, final) = rows["given"], list(stages.items())[-1]
     times = {} if way.given["to"] == "safetensors" else latencies(stages, run.path / TIMES, run.seed)
     if times:

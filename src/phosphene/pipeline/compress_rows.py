@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import tempfile
@@ -50,18 +49,15 @@ class Stage:
         if kind == "safetensors":
             return _numbers(self.exported.path, self.content, self.job)
         if kind == "torch" and self.job.int8:
-            with contextlib.suppress(ImportError):
-                import torchao  # noqa: F401  the file's operators are its
+            importlib.import_module("torchao")  # whose operators are in the file
         answer: Answer = _module(kind).answers(self.content)
         return answer
 
 
-def row(stage: Stage, whole: Teacher, images: ImageDataset, test: ImageDataset | None) -> dict[str, Any]:
-    """Agreement with the whole network on images in percent, accuracy (and AUC) on test data, and sizes."""
+def row(stage: Stage, pixels: Tensor, logits: Tensor, test: ImageDataset | None) -> dict[str, Any]:
+    """Agreement with the network's own logits for pixels in percent, accuracy (and AUC) on test data, and sizes."""
     answer, even = stage.answers(), stage.job.even
-    pixels = seen(images, whole)
-    expected = whole.logits(pixels)
-    expected = expected.sigmoid() if even == 0.5 else expected
+    expected = logits.sigmoid() if even == 0.5 else logits
     same = compare(expected, _asked(stage.job, answer, pixels), even)["agreement"]
     right = {} if test is None else _accuracy(stage.job, answer, test)
     params, macs = costs.count(stage.job.teacher.net, stage.job.teacher.shape)
