@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from phosphene import cli, commands
-from phosphene.errors import SettingsError
+from phosphene.errors import SettingsError, shown
+from phosphene.limits import LIMITS
 from phosphene.settings import (
     OUTSIDE,
     Changes,
@@ -205,3 +206,68 @@ def test_a_recipe_gives_a_folder_as_a_path():
     """`out` takes a path or its text, as the command line gives it."""
     (out,) = (one for one in of_class(Baking) if one.name == "out")
     assert out.check(Path("runs/bread")) == "runs/bread" == out.check("runs/bread")
+
+
+SLIPS = [
+    ("threads", 10**8, "--threads must be at most 4096 (got 100000000)"),
+    ("lr", 1e39, "--lr must be at most 3e+38 (got 1e+39)"),
+    ("lr", 1e-300, "--lr must be 0 or at least 1.2e-38 (got 1e-300)"),
+    ("loaves", 1 << 31, "--loaves must be at most 2147483647 (got 2147483648)"),
+    ("loaves", 10**5000, "--loaves must be at most 2147483647 (got a number of 16612 bits)"),
+    ("loaves", -(10**5000), "--loaves must be at least 1 (got a number of 16612 bits)"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), SLIPS, ids=[message for *_, message in SLIPS])
+def test_what_only_a_slip_of_the_finger_gives_is_refused(name, value, message):
+    declared = {one.name: one for one in (*settings(bake), cli.THREADS)}
+    with pytest.raises(SettingsError) as error:
+        declared[name].check(value)
+    assert str(error.value) == message
+
+
+def every_number():
+    """(command, setting) of each flag of every command that takes a number."""
+    found = [(name, one) for name in commands.COMMANDS for one in settings(commands.function(name))]
+    return [(name, one) for name, one in found if one.kind in (int, float)]
+
+
+def test_every_number_has_an_end_on_both_sides():
+    """What no flag could mean is refused by each of them, in the same words, and no default is."""
+    for name, setting in every_number():
+        for value in (10**400, -(10**400), float("nan"), float("inf"), -float("inf"), 1e300, -1e300):
+            with pytest.raises(SettingsError, match=f"{setting.flag} "):
+                setting.check_bounds(value)
+        for given in (setting.default, *dict(setting.presets).values()):
+            setting.check_bounds(given)
+        assert setting.bounds or name == "unreal fractal" or setting.name in ("images", "channels"), (
+            name,
+            setting.name,
+        )
+
+
+def test_every_limit_is_of_a_flag():
+    names = {setting.name for _, setting in every_number()} | {"threads"}
+    assert set(LIMITS) <= names, set(LIMITS) - names
+
+
+def test_no_text_has_a_nul_character():
+    (out,) = (one for one in of_class(Baking) if one.name == "out")
+    with pytest.raises(SettingsError, match=r"--out 'a.x00b' has a NUL character"):
+        out.check("a\0b")
+
+
+def test_what_a_message_shows_is_one_short_line():
+    assert shown("a\nb\x1b[31m") == r"'a\nb\x1b[31m'" and shown("é 日") == "'é 日'"
+    assert shown("a\nb\x1b", str) == r"a\nb\x1b" and len(shown("x" * 10**6)) < 300
+    assert shown(10**5000) == "a whole number too long to print" and shown("\udcff", str) == r"\udcff"
+
+
+@pytest.mark.parametrize("batch", [0, -1, -3])
+def test_a_batch_of_none_is_refused_before_anything_is_measured(batch):
+    """It reported an accuracy of what was left of the images: 9.69 % for 99.44."""
+    for name, given in (("evaluate", ("digits", "--data", "digits")), ("teacher show", ("digits", "--test", "digits"))):
+        done = CliRunner().invoke(cli.Lazy(), [*name.split(), *given, "--batch", str(batch)])
+        assert done.exit_code == 2 and f"--batch must be at least 1 (got {batch})" in done.output
+    with pytest.raises(SettingsError, match="--batch must be at least 1"):
+        commands.function("evaluate")("digits", data="digits", batch=batch)

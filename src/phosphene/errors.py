@@ -21,6 +21,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+LONGEST = 200  # letters of a value in a message
+
 
 class PhospheneError(Exception):
     """Anything the user can mend; the command line prints it in one line, without a traceback."""
@@ -82,6 +84,16 @@ class Estimate(Exception):
         sums = {key: round(sum(one[key] * times for one, times in needs), 2) for key in ("minutes", "disk_mib")}
         memory = max((one["memory_mib"] for one, _ in needs), default=0.0)
         return cls({"stage": stage, **sums, "memory_mib": memory, **more})
+
+
+def shown(value: object, form: Callable[[Any], str] = repr) -> str:
+    """A value as a message shows it: one line, not long, whatever it is."""
+    try:
+        text = form(value)
+    except ValueError:  # a whole number of more than 4,300 digits
+        text = "a whole number too long to print"
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: LONGEST + 1])
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
 def needs_of(work: Callable[[], object]) -> dict[str, Any] | None:

@@ -42,7 +42,8 @@ from annotated_types import Gt as Gt
 from annotated_types import Le as Le
 from annotated_types import Lt as Lt
 
-from .errors import SettingsError
+from .errors import SettingsError, shown
+from .limits import SMALLEST, limit
 
 REQUIRED = inspect.Parameter.empty
 OUTSIDE = object()
@@ -101,17 +102,31 @@ class Setting:
                 self.check_bounds(item)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{self.flag} {value!r} is not a finite number")
         if not all(BOUNDS[type(bound)][1](value, _limit(bound)) for bound in self.bounds):
             raise SettingsError(f"{self.flag} must be {self.range} (got {_number(value)})")
+        self._check_slip(value)
+
+    def _check_slip(self, value: float) -> None:
+        """Raise `SettingsError` for what only a typing error gives (limits.py), unless the flag has its own bound."""
+        if any(isinstance(bound, Le | Lt) for bound in self.bounds):
+            return
+        most = limit(self.name, self.kind)
+        if not -most <= value <= most:
+            side = f"at most {_number(most)}" if value > 0 else f"at least {_number(-most)}"
+            raise SettingsError(f"{self.flag} must be {side} (got {_number(value)})")
+        if 0 < abs(value) < SMALLEST:
+            raise SettingsError(f"{self.flag} must be 0 or at least {_number(SMALLEST)} (got {_number(value)})")
 
     def _one(self, value: Any) -> Any:
         allowed = {float: (int, float), Path: (str, Path), str: (str, int, float, Path)}.get(self.kind, (self.kind,))
         if self.options and value not in self.options:
-            raise SettingsError(f"{self.flag} {value} is not one of {', '.join(self.options)}")
+            raise SettingsError(f"{self.flag} {shown(value, str)} is not one of {', '.join(self.options)}")
         if not isinstance(value, allowed) or (isinstance(value, bool) and self.kind is not bool):
-            raise SettingsError(f"{self.flag} {value!r} is not a {self.kind.__name__}")
+            raise SettingsError(f"{self.flag} {shown(value)} is not a {self.kind.__name__}")
+        if isinstance(value, str) and "\0" in value:
+            raise SettingsError(f"{self.flag} {shown(value)} has a NUL character, which no name and no path has")
         self.check_bounds(value)
         return self.kind(value)
 
@@ -121,7 +136,12 @@ def _limit(bound: BaseMetadata) -> Any:
 
 
 def _number(value: float) -> str:
-    return "2^63" if value == 1 << 63 else f"{value:.15g}"
+    """The number in words of an error, however large."""
+    if value == 1 << 63:
+        return "2^63"
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**15 else f"a number of {len(f'{abs(value):x}') * 4} bits"
+    return f"{value:.15g}"
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

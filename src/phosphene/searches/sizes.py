@@ -62,8 +62,10 @@ class FinalSizes(CellNodes):
     stem: Annotated[Stem, "first layers; auto: by the size of the input"] = "auto"
     depths: Annotated[str | None, "blocks: layers of each stage, like 2,3,3; default: as published"] = None
     network: Annotated[str | None, "width: network whose channels are chosen; default cifar-resnet20"] = None
-    final_channels: Annotated[int | None, "final network: channels; default 36, on ImageNet 48; nasbench201 16"] = None
-    final_cells: Annotated[int | None, "final network: cells; default 20, on ImageNet 14; nasbench201 5"] = None
+    final_channels: Annotated[
+        int | None, Ge(1), "final network: channels; default 36, on ImageNet 48; nasbench201 16"
+    ] = None
+    final_cells: Annotated[int | None, Ge(1), "final network: cells; default 20, on ImageNet 14; nasbench201 5"] = None
     final_width: Annotated[float | None, Gt(0), "final network of blocks: share of the published channels"] = None
 
     def identity(self, *without: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ...drawing.contact_sheet import as_bytes, picture
-from ...errors import DatasetError
+from ...errors import DatasetError, SettingsError
 from ...settings import Settings
 from ..card import read_size
 
@@ -44,6 +44,11 @@ class ReadSettings(Settings, heading="Source"):
     channels: Annotated[int | None, "channels of the images: 1 (grey) or 3 (colour); default: the first's"] = None
     layout: Annotated[Literal["auto", "nchw", "nhwc"], "order of the axes in an .npz"] = "auto"
     root: Annotated[Path | None, "folder of torchvision's downloads; default: ./downloads"] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels not in (None, 1, 3):
+            raise SettingsError(f"--channels {self.channels} is neither 1 (grey) nor 3 (colour)")
 
     @property
     def sides(self) -> tuple[int, int] | None:
