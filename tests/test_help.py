@@ -168,13 +168,13 @@ def test_interruptions_are_json_as_well(error, status, printed, monkeypatch, cap
     assert shown.err.strip() == f"phosphene: {printed['error']}"
 
 
-def test_a_fault_of_ours_is_json_and_a_traceback(monkeypatch, capsys):
+def test_a_fault_of_ours_is_json_and_a_status_of_its_own(monkeypatch, capsys):
     monkeypatch.setattr(cli, "function", lambda name: dict.__getitem__)
     monkeypatch.setattr(cli, "settings", lambda function: ())
     monkeypatch.setattr(sys, "argv", ["phosphene", "evaluate", "--json"])
-    with pytest.raises(TypeError):
+    with pytest.raises(SystemExit) as end:
         cli.main()
-    assert json.loads(capsys.readouterr().out)["kind"] == "TypeError"
+    assert end.value.code == 70 and json.loads(capsys.readouterr().out)["kind"] == "TypeError"
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

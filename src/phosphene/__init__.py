@@ -9,6 +9,11 @@ Names are imported when they are first used: `import phosphene` alone needs no t
 
 from __future__ import annotations
 
+from . import start as _start
+
+if _start.is_command_line():
+    _start.begin()  # before anything else is imported
+
 from typing import TYPE_CHECKING, Any
 
 from . import commands as _commands

@@ -13,13 +13,15 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
+from . import ending, start
 from .__version__ import __version__
 from .commands import COMMANDS, GROUPS, PERCENT, SHARES, function, is_method, registered
-from .errors import PhospheneError, SettingsError, Stopped
+from .errors import Estimate, SettingsError
+from .runtime import environment
 from .runtime.progress import print_messages
 from .settings import Ge, Setting, examples, settings, summary
 
@@ -58,7 +60,7 @@ class Lazy(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-            raise click.UsageError(f"{error.message}" + (f" Did you mean {near[0]}?" if near else "")) from None
+            raise click.UsageError(f"{error.message}" + (f" Did you mean {near[0]}?" if near else ""), ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The table of commands, from the table: nothing is imported."""
@@ -131,6 +133,7 @@ def command(name: str) -> click.Command:
         _prefer(threads, compile)
         _note_method(name, getattr(call_it, "method_flag", None), values)
         keywords = {key: list(value) or None if key in many else value for key, value in values.items()}
+        start.work()
         _print(_result(call_it(**keywords), as_json), as_json, name)
 
     return Flags(groups, examples(call_it), name=name, params=parameters, callback=call, help=summary(call_it))
@@ -230,7 +233,7 @@ def _result(returned: Any, as_json: bool) -> dict[str, Any]:
 
 def _print(result: dict[str, Any], as_json: bool, name: str = "") -> None:
     """The result of a command, by the first process where there are several."""
-    if int(os.environ.get("RANK", "0")) > 0:
+    if environment.ranks()[0] > 0:
         return
     if as_json:
         from .runtime.json_files import defined
@@ -248,68 +251,85 @@ def _print(result: dict[str, Any], as_json: bool, name: str = "") -> None:
 def main() -> None:
     """Run the command line.
 
-    An error of ours is one line on standard error and exit status 2, an interruption 130; with `--json`,
-    also one JSON object on standard output: ``{"error": MESSAGE, "kind": CLASS}``.
+    An error is one line on standard error and an exit status of `ending`; with `--json`, also one JSON object on
+    standard output: ``{"error": MESSAGE, "kind": CLASS}``.
     """
-    from .errors import Estimate
-
     print_messages()
+    ending.print_anything()
+    if start.HANDLED:
+        ending.watch_others()
     as_json = "--json" in sys.argv[1:]
     try:
-        _group()(standalone_mode=False)
+        _run(as_json)
+        ending.flush()
+        start.end()
+    except BaseException as error:
+        start.end()
+        _fail(ending.of(error), as_json)
+
+
+def _run(as_json: bool) -> None:
+    """The command, its estimate, or the help."""
+    environment.check()
+    try:
+        _invoke(_group())
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(0)
     except Estimate as estimate:
         _print(estimate.needs, as_json)
-    except BaseException as error:
-        end = _end(error)
-        if as_json and not isinstance(error, SystemExit):
-            _print(
-                {"error": end.message if end else f"{error}", "kind": end.kind if end else type(error).__name__}, True
-            )
-        if end is None:
-            raise  # SystemExit, or a fault of ours, whose traceback is of use
-        if isinstance(error, click.ClickException):
-            error.show()
-        else:
-            print(f"phosphene: {end.message}", file=sys.stderr)
-        sys.exit(end.status)
+
+
+def _invoke(group: click.Command) -> None:
+    """As `group.main` does, which calls the end of a file an interruption, and prints a line before one."""
+    if "_PHOSPHENE_COMPLETE" in os.environ:
+        group.main(prog_name="phosphene")  # a shell asks for completions
+    try:
+        with group.make_context("phosphene", sys.argv[1:]) as context:
+            group.invoke(context)
+    except click.exceptions.Exit:
+        pass  # --help and --version have printed what they print
+
+
+def _fail(end: ending.End, as_json: bool) -> None:
+    """Say how it ended, where anybody listens, and leave with that status."""
+    if end.status != start.INTERRUPTED:
+        _release()
+    try:
+        if as_json and os.environ.get("RANK", "0") in ("", "0"):
+            click.echo(json.dumps({"error": end.message, "kind": end.kind}))
+        if end.status != ending.UNREAD:
+            print(f"phosphene: {end.message}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # the output is gone, or full: the exit status tells
+    ending.let_go()
+    sys.exit(end.status)
 
 
 def _group() -> click.Command:
     group = Lazy(
         help="Search, distil and compress image networks without the images they were trained on.\n\n"
-        "Start with: phosphene demo"
+        "Start with: phosphene demo",
+        params=[_switch("--no-checksums", environment.CHECKSUMS, "off"), _switch("--follow", environment.FOLLOW, "1")],
     )
     return click.version_option(__version__, prog_name="phosphene")(group)
 
 
-class End(NamedTuple):
-    """How a command failed."""
+SWITCHES = {
+    "--no-checksums": "read artifacts without comparing their checksums: for sets that take minutes to read",
+    "--follow": "let the card of a data set lead to images outside of its folder; only for cards that you trust",
+}
+"""flags of every command, which stand before it: `phosphene --no-checksums COMMAND`"""
 
-    message: str
-    kind: str
-    status: int
 
+def _switch(flag: str, variable: str, value: str) -> click.Option:
+    """A flag that sets an environment variable, for this process and the workers it starts."""
 
-def _end(error: BaseException) -> End | None:
-    """The message, kind and exit status of an error that the user can mend; None of any other."""
-    kind = type(error).__name__
-    if isinstance(error, click.ClickException):
-        return End(error.format_message(), kind, error.exit_code)
-    if isinstance(error, click.Abort | KeyboardInterrupt):
-        return End("interrupted; run the same command to go on", "Interrupted", 130)
-    if isinstance(error, Stopped):
-        return End(str(error), kind, 130)
-    if isinstance(error, PhospheneError):
-        _release()
-        return End(str(error), kind, 2)
-    if isinstance(error, MemoryError):
-        return End(f"not enough memory ({error}); take fewer or smaller images, or a smaller --batch", kind, 1)
-    if isinstance(error, OSError):
-        return End(f"{error.filename or 'input or output'}: {error.strerror or error}", "OSError", 2)
-    return None
+    def set_variable(context: click.Context, option: click.Parameter, given: bool) -> None:
+        if given:
+            os.environ[variable] = value
+
+    note = f"{SWITCHES[flag]}  [as {variable}={value}]"
+    return click.Option([flag], is_flag=True, expose_value=False, callback=set_variable, help=note)
 
 
 def _release() -> None:

@@ -7,6 +7,7 @@
     ├── ArchitectureError    an architecture or genotype cannot be read or built
     ├── BudgetError          no architecture keeps the budget
     ├── RunError             a run folder is of another run, or damaged
+    │   └── Fault            a call in another process failed by a fault of the program
     ├── RecipeError          a recipe has unknown stages, keys or scales
     ├── ExportError          a network cannot be written as this kind of file
     ├── MissingExtra         an optional package is not installed
@@ -17,11 +18,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 LONGEST = 200  # letters of a value in a message
+_NO_MEMORY = (
+    *("can't allocate memory", "cannot allocate memory", "unable to allocate", "not enough memory", "out of memory"),
+    *("std::bad_alloc", "bad allocation", "could not create a primitive", "could not create a memory"),
+    *("failed to map segment", "can't start new thread", "could not allocate"),
+    *("storage size calculation overflowed", "integer multiplication overflow"),  # torch, of sizes beyond any memory
+    *("array is too big", "maximum allowed dimension exceeded", "maximum supported dimension"),  # numpy, likewise
+)
 
 
 class PhospheneError(Exception):
@@ -52,6 +61,10 @@ class RunError(PhospheneError):
     """A run folder belongs to another run, or is damaged."""
 
 
+class Fault(RunError):
+    """A call in another process failed by a fault of the program; the cause has the traceback from there."""
+
+
 class RecipeError(PhospheneError):
     """A recipe has unknown stages, keys or scales."""
 
@@ -65,6 +78,10 @@ class MissingExtra(PhospheneError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'phosphene[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it comes back from worker processes
+        return type(self), (self.package, self.extra)
 
 
 class Stopped(PhospheneError):
@@ -86,14 +103,26 @@ class Estimate(Exception):
         return cls({"stage": stage, **sums, "memory_mib": memory, **more})
 
 
-def shown(value: object, form: Callable[[Any], str] = repr) -> str:
+def is_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: torch, its libraries and the system say so in classes and words of their own."""
+    if isinstance(error, MemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    if not isinstance(error, RuntimeError | ValueError | ImportError | OSError | SystemError):
+        return False
+    text = str(error).lower()
+    return any(words in text for words in _NO_MEMORY)
+
+
+def shown(value: object, form: Callable[[Any], str] = repr, most: int = LONGEST) -> str:
     """A value as a message shows it: one line, not long, whatever it is."""
     try:
         text = form(value)
     except ValueError:  # a whole number of more than 4,300 digits
         text = "a whole number too long to print"
-    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: LONGEST + 1])
-    return text if len(text) <= LONGEST else text[:LONGEST] + "…"
+    text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: most + 1])
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def needs_of(work: Callable[[], object]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from phosphene import errors
-from phosphene.errors import MissingExtra, RunError, SettingsError, Stopped
+from phosphene.errors import Fault, MissingExtra, SettingsError, Stopped
 from phosphene.runtime.machine import PREFERENCES, machine
 from phosphene.runtime.parallel import side_by_side
 from phosphene.runtime.run import Run
@@ -97,9 +97,9 @@ def test_a_failure_loses_nothing_and_is_ours(jobs, tmp_path, capfd):
     with pytest.raises(MissingExtra, match=r"a package.*2 of 5 failed"):
         side_by_side([(picky, (n, tmp_path), {}) for n in range(5)], jobs=jobs, title="t")
     assert sorted(p.name for p in tmp_path.iterdir()) == list("01234")
-    with pytest.raises(RunError, match=r"ZeroDivisionError: of its own.*run the same command"):
+    with pytest.raises(Fault, match=r"ZeroDivisionError: of its own.*run the same command") as fault:
         side_by_side([(picky, (n, tmp_path), {}) for n in (2, 3)], jobs=jobs, title="t")
-    assert "Traceback" in capfd.readouterr().err
+    assert "Traceback" in str(fault.value.__cause__) and "Traceback" not in capfd.readouterr().err
 
 
 def test_every_error_of_ours_can_be_shown_from_a_worker():

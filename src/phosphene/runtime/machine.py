@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import SettingsError
+from . import environment
 
 Placed = TypeVar("Placed", nn.Module, Tensor)
 Function = TypeVar("Function")
@@ -126,7 +127,7 @@ def machine(device: str = "auto", precision: str = "auto") -> Machine:
     Raises:
         SettingsError: the device is not there, or device or precision is not one of those named.
     """
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = environment.ranks()
     chosen = _device(device)
     _tune_allocator()
     if PREFERENCES.threads is not None:
@@ -153,7 +154,7 @@ def single_thread() -> Iterator[None]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         mps = torch.backends.mps.is_available()
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        name = f"cuda:{environment.local_rank()}" if torch.cuda.is_available() else "mps" if mps else "cpu"
     kind = name.split(":")[0]
     if kind not in ("cpu", "cuda", "mps"):
         raise SettingsError(f"--device {name} is not auto, cpu, cuda, cuda:N or mps")
@@ -164,6 +165,8 @@ def _device(name: str) -> torch.device:
         chosen = torch.device(name)
     except RuntimeError as error:
         raise SettingsError(f"--device {name} is not auto, cpu, cuda, cuda:N or mps") from error
+    if kind != "cuda" and chosen.index:
+        raise SettingsError(f"--device {name}: this machine has one {kind}; use --device {kind}")
     if kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices, from cuda:0")
     return chosen
@@ -206,7 +209,13 @@ def _join(device: torch.device) -> None:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError, OSError) as error:  # no MASTER_ADDR, or nobody there
+        count = environment.ranks()[1]
+        raise SettingsError(
+            f"WORLD_SIZE={count}: its processes do not meet ({error}); start them by torchrun"
+        ) from error
     atexit.register(_leave)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .. import errors
-from ..errors import PhospheneError, RunError, SettingsError, Stopped
+from ..errors import Fault, PhospheneError, RunError, SettingsError, Stopped
 from ..settings import OUTSIDE, Ge, Settings
 from .machine import PREFERENCES, Preferences
 from .progress import among_others, interrupted, say, span
@@ -54,6 +54,13 @@ class Outcome:
     value: Any = None
     error: tuple[str, str, str] | None = None
     stopped: bool = False
+
+
+class Elsewhere(Exception):
+    """A traceback from another process, as text."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0])
 
 
 def shared_out(count: int, jobs: int) -> list[slice]:
@@ -114,7 +121,7 @@ class Remaining:
 
 
 def _raise_first(ends: dict[int, Outcome], title: str) -> None:
-    """The first error as one of ours; a traceback, where the error is none of ours, goes to standard error."""
+    """The first error as one of ours; a fault of the program brings its traceback along as its cause."""
     failed = [ends[index] for index in sorted(ends) if ends[index].error is not None]
     if not failed:
         return
@@ -125,8 +132,10 @@ def _raise_first(ends: dict[int, Outcome], title: str) -> None:
         error = known.__new__(known, message + count)  # some take other arguments than their message
         error.args = (message + count,)
         raise error
-    say(trace.rstrip(), logging.ERROR)
-    raise RunError(f"{title}: {kind}: {message}{count}; the others are finished and kept; run the same command again")
+    if kind == MemoryError.__name__:
+        raise MemoryError(message + count)
+    kept = "the others are finished and kept; run the same command again"
+    raise Fault(f"{title}: {kind}: {message}{count}; {kept}") from Elsewhere(trace)
 
 
 # -- here, one after the other ---------------------------------------------------------------------------------------
@@ -147,8 +156,9 @@ def _outcome(index: int, call: Call) -> Outcome:
         return Outcome(index, function(*args, **kwargs))
     except (Stopped, errors.Estimate):
         raise
-    except Exception as error:
-        return Outcome(index, error=(type(error).__name__, str(error), traceback.format_exc()))
+    except (Exception, SystemExit) as error:  # what a user's code raises, too
+        kind = MemoryError if errors.is_memory(error) else type(error)
+        return Outcome(index, error=(kind.__name__, str(error), traceback.format_exc()))
 
 
 # -- in other processes ----------------------------------------------------------------------------------------------

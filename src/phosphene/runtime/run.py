@@ -28,12 +28,11 @@ import torch
 
 from ..errors import Estimate, RunError, Stopped
 from ..settings import RunSettings
-from . import checkpoint, identity
+from . import checkpoint, environment, identity
 from .json_files import defined, read_json, write_json
 from .machine import Machine
 from .progress import Progress, interrupted, say
 
-_EVERY = "PHOSPHENE_CHECKPOINT_SECONDS"
 _ESTIMATED_STEPS = 4
 
 
@@ -185,7 +184,7 @@ class Run:
     def _loop(
         self, phase: str, first: int, total: int, states: dict[str, Any], alone: bool, bar: Progress
     ) -> Iterator[int]:
-        saved, every = time.monotonic(), float(os.environ.get(_EVERY, "60"))
+        saved, every = time.monotonic(), environment.seconds_between_checkpoints()
         for step in range(first, total):
             self._phase, self._step = phase, step
             yield step
