@@ -236,7 +236,7 @@ def _print(result: dict[str, Any], as_json: bool, name: str = "") -> None:
     if environment.ranks()[0] > 0:
         return
     if as_json:
-        from .runtime.json_files import defined
+        from .storage.typed import defined
 
         click.echo(json.dumps(defined(result), default=str, allow_nan=False))
         return

@@ -10,6 +10,8 @@
     │   └── Fault            a call in another process failed by a fault of the program
     ├── RecipeError          a recipe has unknown stages, keys or scales
     ├── ExportError          a network cannot be written as this kind of file
+    ├── StorageError         a file cannot be written: a full disk, a missing permission
+    ├── NotFinite            a run has lost its finite numbers
     ├── MissingExtra         an optional package is not installed
     └── Stopped              interrupted, with everything saved
 
@@ -73,6 +75,14 @@ class ExportError(PhospheneError):
     """A network cannot be written as this kind of file."""
 
 
+class StorageError(PhospheneError):
+    """A file cannot be written: the disk is full, or a permission is missing."""
+
+
+class NotFinite(PhospheneError):
+    """A run has lost its finite numbers: weights, images or losses are NaN or infinite."""
+
+
 class MissingExtra(PhospheneError):
     """An optional package is not installed."""
 
@@ -123,6 +133,17 @@ def shown(value: object, form: Callable[[Any], str] = repr, most: int = LONGEST)
         text = "a whole number too long to print"
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: most + 1])
     return text if len(text) <= most else text[:most] + "…"
+
+
+MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+"""What messages of torch's allocators and of the system say where memory is short."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is short, whichever class it has: it is not the fault of a file, then."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MEMORY)
 
 
 def needs_of(work: Callable[[], object]) -> dict[str, Any] | None:

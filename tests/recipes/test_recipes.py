@@ -223,7 +223,7 @@ def test_minutes_may_count_what_a_stage_needed_and_be_drawn_against(tmp_path):
 
 
 def test_two_processes_in_one_folder_are_refused(tmp_path):
-    holding = "import sys, time, pathlib; from phosphene.runtime.json_files import alone_in\n"
+    holding = "import sys, time, pathlib; from phosphene.storage.lock import alone_in\n"
     holding += "with alone_in(pathlib.Path(sys.argv[1])):\n    print('in', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", holding, str(tmp_path / "o")], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "in\n"

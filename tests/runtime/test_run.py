@@ -14,9 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from phosphene.errors import Estimate, RunError, Stopped
+from phosphene.errors import Estimate, NotFinite, RunError, SettingsError, Stopped
+from phosphene.runtime import checkpoint, finite_states
 from phosphene.runtime.machine import machine
 from phosphene.runtime.run import Run
+
+MACHINE = machine("cpu", "fp32")
 
 
 class Fault(Exception):
@@ -188,3 +191,104 @@ def test_estimate_runs_a_few_steps_and_leaves_nothing(tmp_path):
     assert caught.value.needs["disk_mib"] == 3.0
     assert caught.value.needs["phases"]["first"]["steps"] == 1000
     assert not (tmp_path / "a").exists()
+
+
+# -- nothing silent ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_loses_its_finite_numbers_stops_and_keeps_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
+    weights = torch.zeros(3)
+    run = Run.open("train", {}, [], tmp_path / "r", MACHINE)
+    with pytest.raises(
+        NotFinite, match=r"train work: after step 3 w has 1 of 3 values .*finite after step 2.*another --out"
+    ):
+        for step in run.steps("work", 5, w=weights):
+            weights[1] = float("nan") if step == 2 else step
+    state = checkpoint.read(tmp_path / "r" / "checkpoint")
+    assert state["step"] == 2 and state["states"]["w"].isfinite().all()
+
+
+def test_what_is_lost_in_the_last_step_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finite_states.FiniteStates, "look", lambda self, done: None)
+    net = torch.nn.Linear(2, 2)
+    run = Run.scratch(MACHINE)
+    with pytest.raises(NotFinite, match=r"net\.weight has 4 of 4"), torch.no_grad():
+        for step in run.steps("work", 3, net=net):
+            net.weight.fill_(float("inf") if step == 2 else 1.0)
+
+
+@pytest.mark.parametrize("damage", ["removed", "emptied", "garbage"])
+def test_metrics_that_were_lost_are_written_again(tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
+
+    def work(folder: Path, until: int) -> Run:
+        run = Run.open("train", {}, [], folder, MACHINE)
+        for step in run.steps("work", 6):
+            run.log(loss=float(step))
+            if step == until:
+                return run
+        run.finish({})
+        return run
+
+    work(tmp_path / "whole", 9)
+    run = work(tmp_path / "r", 3)
+    file = tmp_path / "r" / "metrics.jsonl"
+    {
+        "removed": file.unlink,
+        "emptied": lambda: file.write_text(""),
+        "garbage": lambda: file.write_bytes(b"\0\xff" * 9),
+    }[damage]()
+    del run
+    work(tmp_path / "r", 9)
+    assert file.read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_metrics_removed_while_the_run_goes_on_are_written_at_its_end(tmp_path: Path) -> None:
+    run = Run.open("train", {}, [], tmp_path / "r", MACHINE)
+    for step in run.steps("work", 4):
+        run.log(loss=float(step))
+        if step == 2:
+            (tmp_path / "r" / "metrics.jsonl").unlink()
+    run.finish({})
+    assert len((tmp_path / "r" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("leftover", ["config.json.new", ".unfinished-12-config.json", ".lock", ".holder.json"])
+def test_what_a_kill_leaves_at_the_start_is_no_hindrance(tmp_path: Path, leftover: str) -> None:
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / leftover).write_text("{")
+    Run.open("train", {}, [], tmp_path / "r", MACHINE).finish({})
+    assert sorted(os.listdir(tmp_path / "r")) == ["config.json", "metrics.jsonl", "result.json", "timing.json"]
+
+
+def test_checkpoints_that_a_kill_left_in_a_finished_run_go(tmp_path: Path) -> None:
+    Run.open("train", {}, [], tmp_path / "r", MACHINE).finish({})
+    (tmp_path / "r" / "phase-work").write_bytes(b"")
+    assert Run.open("train", {}, [], tmp_path / "r", MACHINE).finished == {}
+    assert not (tmp_path / "r" / "phase-work").exists()
+
+
+def test_a_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from phosphene.runtime.run import Run; from phosphene.runtime.machine import machine\n"
+        "run = Run.open('train', {}, [], sys.argv[1], machine('cpu', 'fp32')); print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "r"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(RunError, match=f"process {other.pid}"):
+            Run.open("train", {}, [], tmp_path / "r", MACHINE)
+    finally:
+        other.kill()
+        other.wait()
+    Run.open("train", {}, [], tmp_path / "r", MACHINE).finish({})
+
+
+def test_seconds_between_checkpoints_are_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("x", "nan", "-1", "inf"):
+        monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", text)
+        with pytest.raises(SettingsError, match=f"PHOSPHENE_CHECKPOINT_SECONDS={text} is not a number of seconds"):
+            list(Run.scratch(MACHINE).steps("work", 1))

@@ -21,11 +21,11 @@ from ..data.dataset import ImageDataset
 from ..errors import DatasetError, MissingExtra
 from ..evaluation.evaluate import evaluate
 from ..reporting.html import report
-from ..runtime.json_files import read_json, write_json
 from ..runtime.machine import machine as decide_machine
 from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import command
+from ..storage.typed import read_json, write_json
 from ..teachers import loaders
 from ..teachers.teacher import Teacher
 from ..teachers.teacher import load as load_teacher

@@ -17,7 +17,7 @@ from ..data.dataset import ImageDataset
 from ..drawing.figure_style import COLOURS, INK, figure
 from ..errors import DatasetError
 from ..evaluation.metrics import measures, multi_label
-from ..runtime.json_files import read_json, write_json
+from ..storage.typed import read_json, write_json
 from ..teachers.teacher import Teacher
 from .export import safetensors
 from .export.check import center_crops, compare, interleaved, noise_images, predictions, uint8

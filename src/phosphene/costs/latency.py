@@ -21,8 +21,8 @@ from torch import nn
 
 from ..core import Choices, SearchSpace
 from ..errors import MissingExtra, SettingsError
-from ..runtime.json_files import read_json, write_json
 from ..runtime.machine import Machine, describe, machine
+from ..storage.typed import read_json, write_json
 from . import budget
 from .budget import NANOSECONDS, Budget
 from .tables import input_shape

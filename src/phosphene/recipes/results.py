@@ -19,8 +19,8 @@ from typing import Annotated, Any
 from ..__version__ import __version__
 from ..drawing import figure_style
 from ..errors import RecipeError, SettingsError
-from ..runtime.json_files import read_json, write_json
 from ..settings import Settings, command
+from ..storage.typed import read_json, write_json
 from .toml import REFERENCE, SHOWN, Job, Recipe, digest_source
 
 PREAMBLE = """# Recorded results

@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal
 
 from ..commands import function
 from ..errors import RecipeError, Stopped
-from ..runtime.json_files import alone_in, read_json
 from ..runtime.machine import PREFERENCES
 from ..runtime.parallel import Processes, stop_file, stoppable
 from ..runtime.progress import say
 from ..settings import OUTSIDE, Estimate, Hardware, Output, command, settings
+from ..storage.lock import alone_in
+from ..storage.typed import read_json
 from . import results
 from .results import JobStates
 from .toml import REFERENCE, Job, Recipe, environment, nearest, read

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..storage import whole
+
 _MAGIC = b"phosphene checkpoint 1\n"
 _STAMP = len(_MAGIC) + 64 + 1  # magic, hexadecimal sha256, newline
 
@@ -28,18 +30,19 @@ def write(path: Path, payload: dict[str, Any]) -> None:
     torch.save(payload, buffer)
     body = buffer.getvalue()
     stamp = _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n"
-    fresh = path.with_name(path.name + ".new")
-    with open(fresh, "wb") as file:
-        file.write(stamp + body)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        os.replace(path, before(path))
-    os.replace(fresh, path)
+    with whole.replacing(path, len(body)) as fresh:
+        with open(fresh, "wb") as file:
+            file.write(stamp + body)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, before(path))
 
 
 def read(path: Path) -> dict[str, Any]:
     """Read and verify one file; raises `DamagedError` or `FileNotFoundError`."""
+    if path.is_dir():
+        raise DamagedError(str(path))
     content = path.read_bytes()
     body = content[_STAMP:]
     if not content.startswith(_MAGIC) or content[len(_MAGIC) : _STAMP - 1].decode("ascii", "replace") != (

@@ -6,15 +6,16 @@ import contextlib
 import hashlib
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from typing_extensions import TypedDict
 
 from ..__version__ import __version__
 from ..errors import RunError
-from .json_files import read_json, write_json
+from ..storage import lock, typed, whole
 
 _claimed: list[Path] = []  # folders that this process took, while nothing but `config.json` is in them
 
@@ -35,21 +36,57 @@ def configuration(
     return {**identity, "identity": digest, "versions": versions, "git": _revision()}
 
 
+class Config(TypedDict):
+    """What `config.json` must have; the rest is only shown."""
+
+    stage: str
+    settings: dict[str, Any]
+    inputs: list[str]
+    seed: int
+    precision: str
+    identity: str
+
+
+def read(folder: Path) -> Config:
+    """`config.json` of a run; raises `RunError` where it is missing or damaged."""
+    return typed.read(folder / "config.json", Config)
+
+
 def claim(path: Path, config: dict[str, Any]) -> None:
-    """Make the folder of this run, or find it there; raises `RunError` where it holds anything else."""
-    if (path / "config.json").exists():
-        there = read_json(path / "config.json")
-        if there.get("identity") != config["identity"]:
-            raise RunError(f"--out {path} holds another run ({_difference(there, config)}); choose another --out")
-        return
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise RunError(f"--out {path} exists and is not a run folder; choose another --out")
+    """Make the folder of this run, or find it there, and take it for this process.
+
+    Raises:
+        RunError: the folder holds anything else, or another process is at work in it.
+        StorageError: the folder cannot be made or written.
+    """
+    _check(path, config)
+    if (path / "result.json").exists():
+        return  # it is only read from now on, and may lie where nothing can be written
+    lock.take(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {path} cannot be created ({error.strerror}); choose another --out") from error
-    write_json(path / "config.json", config)
-    _claimed.append(path)
+        _check(path, config)  # once more: whoever held it until now may have begun a run of its own
+        for file in filter(whole.unfinished, path.iterdir()):
+            file.unlink(missing_ok=True)
+        if not (path / "config.json").exists():
+            typed.write_json(path / "config.json", config)
+            _claimed.append(path)
+    except BaseException:
+        lock.give_back(path)
+        raise
+
+
+def _check(path: Path, config: dict[str, Any]) -> None:
+    """Raise `RunError` where the folder holds anything but this run; what a kill left at its start is nothing."""
+    if (path / "config.json").exists():
+        there = read(path)
+        if there["identity"] != config["identity"]:
+            raise RunError(f"--out {path} holds another run ({_difference(there, config)}); choose another --out")
+    elif path.exists() and (not path.is_dir() or any(not _is_trace(file) for file in path.iterdir())):
+        raise RunError(f"--out {path} exists and is not a run folder; choose another --out")
+
+
+def _is_trace(file: Path) -> bool:
+    return lock.is_trace(file) or whole.unfinished(file)
 
 
 def release() -> None:
@@ -60,12 +97,13 @@ def release() -> None:
     while _claimed:
         path = _claimed.pop()
         with contextlib.suppress(OSError):  # it may be gone, or be somebody else's by now
-            if [one.name for one in path.iterdir()] == ["config.json"]:
+            if {one.name for one in path.iterdir() if not _is_trace(one)} == {"config.json"}:
                 (path / "config.json").unlink()
+                lock.give_back(path)
                 path.rmdir()
 
 
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """What tells two configurations apart, as `name: there → here`, three at most."""
     top = ("stage", "inputs", "seed", "precision")
     flat = [{**config.get("settings", {}), **{k: config.get(k) for k in top}} for config in (there, here)]

@@ -8,7 +8,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import SettingsError
+from ..errors import PhospheneError, SettingsError
 from . import environment
 
 Placed = TypeVar("Placed", nn.Module, Tensor)
@@ -96,6 +96,19 @@ class Machine:
         votes = votes.to(self.device) if self.device.type == "cuda" else votes
         dist.all_reduce(votes)
         return bool(votes.item() > 0)
+
+    def first(self, work: Callable[[], object]) -> None:
+        """The first process does the work, the others wait; an error of ours that it raises, all of them raise."""
+        problem: list[PhospheneError | None] = [None]
+        if self.rank == 0:
+            try:
+                work()
+            except PhospheneError as error:
+                problem = [error]
+        if self.world > 1:
+            dist.broadcast_object_list(problem)
+        if problem[0] is not None:
+            raise problem[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -20,6 +20,7 @@ import os
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -28,8 +29,10 @@ import torch
 
 from ..errors import Estimate, RunError, Stopped
 from ..settings import RunSettings
+from ..storage import lock, whole
+from ..storage.typed import defined, read_json, write_json
 from . import checkpoint, environment, identity
-from .json_files import defined, read_json, write_json
+from .finite_states import FiniteStates
 from .machine import Machine
 from .progress import Progress, interrupted, say
 
@@ -48,9 +51,11 @@ class Run:
         self._figures: dict[str, Any] = {}
         self._phase, self._step = "", 0
         self._metrics: TextIO | None = None
+        self._lines: list[str] = []  # of metrics.jsonl
         self._began, self._seconds = time.monotonic(), 0.0
         self._signal: int | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._release: Callable[[], object] | None = None  # lets go of the folder
 
     @classmethod
     def open(
@@ -72,16 +77,20 @@ class Run:
             out: the folder; by default ``runs/<stage>-<hash>``.
 
         Raises:
-            RunError: the folder holds another run, or something that is not a run.
+            RunError: the folder holds another run, or something that is not a run, or another process is at work in it.
+            StorageError: the folder cannot be made.
         """
         if estimate:
             return cls.scratch(machine, seed, stage=stage, estimate=True)
         config = identity.configuration(stage, settings, inputs, seed, machine.precision)
         path = Path(out) if out is not None else Path("runs") / f"{stage}-{config['identity'][:8]}"
+        machine.first(lambda: identity.claim(path, config))
+        run = cls(path, stage, seed, machine, durable=True, estimate=False)
+        if run.finished is not None:
+            run._sweep()
         if machine.rank == 0:
-            identity.claim(path, config)
-        machine.barrier()
-        return cls(path, stage, seed, machine, durable=True, estimate=False)
+            run._release = weakref.finalize(run, lock.give_back, path)
+        return run
 
     @classmethod
     def start(
@@ -137,6 +146,7 @@ class Run:
 
         Raises:
             Stopped: after Ctrl-C or SIGTERM, once the state is saved.
+            NotFinite: a module or tensor among the states has values that are NaN or infinite; it is not saved.
             RunError: the checkpoint was written by another number of ranks.
         """
         if self.estimating:
@@ -145,9 +155,12 @@ class Run:
         outside = checkpoint.capture_randomness()
         first = self._resume(phase, total, states, alone)
         bar = Progress(title or f"{self.stage} {phase}", total, first, quiet=self.machine.rank > 0 or not self.durable)
+        watch = FiniteStates(states, f"{self.stage} {phase}", first)
         try:
             with self._signals():
-                yield from self._loop(phase, first, total, states, alone, bar)
+                yield from self._loop(phase, first, total, states, alone, bar, watch)
+            if first < total:
+                watch.check(total)
             if self.durable and first <= total:
                 self._save(phase, total, states, self._file(f"phase-{phase}" if keep else "checkpoint"))
         finally:
@@ -158,8 +171,9 @@ class Run:
         """Append one line to `metrics.jsonl` (rank 0) and show it beside the progress; never log times."""
         self._figures = {name: _plain(value) for name, value in figures.items()}
         if self.machine.rank == 0 and not self.estimating:
-            line = {"phase": self._phase, "step": self._step, **self._figures}
-            self._metrics_file().write(json.dumps(defined(line)) + "\n")
+            line = json.dumps(defined({"phase": self._phase, "step": self._step, **self._figures})) + "\n"
+            self._metrics_file().write(line)
+            self._lines.append(line)
 
     def disk(self, size: int) -> None:
         """Say how many bytes this run will write (for `--estimate`)."""
@@ -171,25 +185,35 @@ class Run:
             raise self._estimated()
         self.machine.barrier()
         if self.machine.rank == 0:
-            self._metrics_file().close()
+            self._close_metrics()
             write_json(self.path / "timing.json", {"seconds": round(self._elapsed(), 1)})
             write_json(self.path / "result.json", result)
         self.machine.barrier()
-        for leftover in [*self.path.glob("checkpoint*"), *self.path.glob("phase-*")]:
-            leftover.unlink(missing_ok=True)
+        self._sweep()
+        if self._release is not None:
+            self._release()
         return json.loads(json.dumps(defined(result)))  # type: ignore[no-any-return]
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _loop(
-        self, phase: str, first: int, total: int, states: dict[str, Any], alone: bool, bar: Progress
+        self,
+        phase: str,
+        first: int,
+        total: int,
+        states: dict[str, Any],
+        alone: bool,
+        bar: Progress,
+        watch: FiniteStates,
     ) -> Iterator[int]:
         saved, every = time.monotonic(), environment.seconds_between_checkpoints()
         for step in range(first, total):
             self._phase, self._step = phase, step
             yield step
+            watch.look(step + 1)
             due = time.monotonic() - saved >= every
             if self._agreed(due or self._signal is not None, step, every, alone):
+                watch.check(step + 1)
                 self._save(phase, step + 1, states, self._file("checkpoint"))
                 saved = time.monotonic()
                 if self._agreed(self._signal is not None, step, every, alone):
@@ -213,7 +237,7 @@ class Run:
             "phase": phase,
             "step": step,
             "world": self.machine.world,
-            "metrics": metrics.tell() if metrics is not None else 0,
+            "metrics": "".join(self._lines),
             "seconds": self._elapsed(),
             "states": {name: checkpoint.capture(thing) for name, thing in states.items()},
             "randomness": checkpoint.capture_randomness(),
@@ -238,7 +262,7 @@ class Run:
         if saved["step"] >= total:
             return total + 1  # done before: nothing to run and nothing to save
         if self.machine.rank == 0:
-            self._cut(saved["metrics"])
+            self._restore_metrics(saved["metrics"])
         return int(saved["step"])
 
     def _saved(self, phase: str, alone: bool) -> dict[str, Any] | None:
@@ -266,24 +290,44 @@ class Run:
             return None
 
     def _metrics_file(self) -> TextIO:
-        """`metrics.jsonl`, without what was logged after the newest sound state."""
+        """`metrics.jsonl`, with what was logged up to the newest sound state."""
         if self._metrics is None:
-            self._metrics = open(self.path / "metrics.jsonl", "a")  # noqa: SIM115  open as long as the run is
-            self._cut(self._newest())
+            self._metrics = open(self.path / "metrics.jsonl", "a+")  # noqa: SIM115  open as long as the run is
+            self._restore_metrics(self._newest())
         return self._metrics
 
-    def _cut(self, position: int) -> None:
-        metrics = self._metrics_file()
-        metrics.truncate(position)
-        metrics.seek(0, os.SEEK_END)
+    def _restore_metrics(self, text: str | int) -> None:
+        """Write the file as it was at a saved state, whatever became of it since."""
+        file = self._metrics_file()
+        file.seek(0)
+        if isinstance(text, int):  # a state of version 0.2 has the length alone
+            text = file.read(text)
+        file.truncate(0)
+        file.write(text)
+        file.flush()
+        self._lines = text.splitlines(keepends=True)
 
-    def _newest(self) -> int:
-        """How long `metrics.jsonl` was at the newest sound state of any phase."""
+    def _close_metrics(self) -> None:
+        """Close the file; written anew where it was removed or emptied while the run went on."""
+        self._metrics_file().close()
+        path, text = self.path / "metrics.jsonl", "".join(self._lines)
+        if not path.exists() or path.stat().st_size != len(text.encode()):
+            whole.write(path, text)
+
+    def _newest(self) -> str | int:
+        """What `metrics.jsonl` had, or how long it was, at the newest sound state of any phase."""
         if not self.durable:
-            return 0
+            return ""
         latest = self._file("checkpoint")
         paths = [latest, checkpoint.before(latest), *self.path.glob("phase-*")]
-        return max((s["metrics"] for s in map(self._read, paths) if s is not None), default=0)
+        metrics = [state["metrics"] for state in map(self._read, paths) if state is not None]
+        return max(metrics, key=lambda one: one if isinstance(one, int) else len(one), default="")
+
+    def _sweep(self) -> None:
+        """Remove the checkpoints of a finished run; a kill may have left some."""
+        for leftover in [*self.path.glob("checkpoint*"), *self.path.glob("phase-*")]:
+            with contextlib.suppress(OSError):
+                leftover.unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         return self.path / (f"{name}.{self.machine.rank}" if self.machine.rank else name)
@@ -340,3 +384,4 @@ def _peak_memory(machine: Machine) -> float:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
+

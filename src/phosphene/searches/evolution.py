@@ -25,10 +25,10 @@ from ..costs.budget import Budget
 from ..data.dataset import ImageDataset
 from ..errors import RunError, SettingsError
 from ..models import weights
-from ..runtime.json_files import read_json
 from ..runtime.machine import machine as decide_machine
 from ..runtime.run import Run
 from ..settings import OUTSIDE, Ge, Le, Settings, command
+from ..storage.typed import read_json
 from .outcome import SearchResult, search_images
 from .proposals import Archive, Proposals, best, choices_of
 from .settings import Data, SearchSettings, augmentation, open_data

@@ -16,8 +16,8 @@ from .. import spaces
 from ..core import Architecture, SearchSpace
 from ..data.dataset import Augmentation, ImageDataset
 from ..errors import RunError, SettingsError
-from ..runtime.json_files import read_json
 from ..settings import Ge, Gt, Settings
+from ..storage.typed import read_json
 
 Stem = Literal["auto", "cifar", "imagenet", "tiny"]
 GENERATOR = "generator"  # the space of `search gumbel` that needs no images

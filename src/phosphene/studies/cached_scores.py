@@ -25,11 +25,11 @@ from ..errors import SettingsError
 from ..losses import OBJECTIVES
 from ..proxies import PROXIES, SEEING, SIZES, score
 from ..proxies.inputs import draw, prepared
-from ..runtime.json_files import read_json, write_json
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
 from ..searches.score import resolve
 from ..settings import Ge, Hardware, Seed
+from ..storage.typed import read_json, write_json
 from .probing import ONE_JOB, Probe, estimate_all
 
 Input = tuple[int, tuple[int, ...]]

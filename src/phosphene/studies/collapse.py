@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from ..data.dataset import ImageDataset
 from ..drawing.figure_style import INK, PALE, colour, figure, write_table
 from ..errors import RunError, SettingsError
-from ..runtime.json_files import read_json
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
 from ..runtime.run import Run
@@ -31,6 +30,7 @@ from ..searches.sizes import SupernetCells
 from ..settings import Estimate, Ge, Hardware, RunSettings, command
 from ..spaces.darts.genotype import KINDS, Genotype, parse
 from ..spaces.darts.operations import OPERATIONS
+from ..storage.typed import read_json
 from .datasets import DataSets, cut, opened, share, without_common_words
 from .searching import Searches, estimate
 

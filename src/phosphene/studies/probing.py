@@ -35,12 +35,12 @@ from ..data.dataset import ImageDataset, batches
 from ..errors import DatasetError, Estimate, SettingsError
 from ..proxies.inputs import prepared
 from ..reporting.arch_show import title as short_name
-from ..runtime.json_files import read_json
 from ..runtime.machine import Machine
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
 from ..runtime.run import Run
 from ..settings import CellSizes, Hardware, LearningRate, Seed
+from ..storage.typed import read_json
 from ..training.recipes import BatchSize, Epochs
 from .datasets import cut
 

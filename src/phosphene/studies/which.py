@@ -23,11 +23,11 @@ from ..data.dataset import ImageDataset
 from ..drawing.figure_style import INK, colour, figure, write_table
 from ..errors import Estimate, SettingsError
 from ..proxies.inputs import prepared
-from ..runtime.json_files import read_json, write_json
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Jobs
 from ..runtime.run import Run
 from ..settings import Gt, RunSettings, command
+from ..storage.typed import read_json, write_json
 from . import truth
 from .candidates import Candidates, baselines, genotypes
 from .datasets import DataSets, opened

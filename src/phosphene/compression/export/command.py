@@ -17,11 +17,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...data.dataset import ImageDataset
 from ...errors import DatasetError, SettingsError
 from ...models import weights
-from ...runtime.json_files import read_json, write_json
 from ...runtime.machine import Machine
 from ...runtime.progress import say
 from ...runtime.run import Run
 from ...settings import OUTSIDE, Ge, Output, Seed, Settings, command
+from ...storage.typed import read_json, write_json
 from ...synthesis.inversion.command import synthesize
 from ...teachers.teacher import TargetKind, Teacher, TeacherSettings, TestData, check_images
 from ..quantize.network import load_quantized

@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from ...errors import SettingsError
-from ...runtime.json_files import read_json, write_json
+from ...storage.typed import read_json, write_json
 from ..quantize.network import Quantized, load_quantized, quantize_network
 from ..quantize.ranges import observe
 from .check import check_eight_bits, refuse_float_layers

@@ -21,13 +21,13 @@ from ...data.dataset import ImageDataset
 from ...errors import Estimate, PhospheneError, SettingsError, TeacherError
 from ...evaluation.evaluate import evaluate
 from ...models import MODELS, weights
-from ...runtime.json_files import read_json, write_json
 from ...runtime.machine import machine as decide_machine
 from ...runtime.progress import say
 from ...runtime.run import Run
 from ...settings import Hardware, RunSettings, command, ignoring, methods
 from ...spaces.fixed import cut
 from ...spaces.width.space import WidthSpace
+from ...storage.typed import read_json, write_json
 from ...teachers import loaders
 from ...teachers.teacher import Network, Teacher
 from ...training.setup import Trained

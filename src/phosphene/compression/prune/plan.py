@@ -25,7 +25,6 @@ from ...costs.bounds import Timing
 from ...costs.budget import Budget
 from ...data.dataset import ImageDataset
 from ...errors import BudgetError, DatasetError, SettingsError
-from ...runtime.json_files import read_json, write_json
 from ...runtime.machine import Machine
 from ...runtime.parallel import Jobs
 from ...runtime.run import Run
@@ -33,6 +32,7 @@ from ...searches.evolution import Population
 from ...searches.spos import PathSampling
 from ...searches.supernet.score_cache import Calibrated, Ranked, cropped
 from ...settings import OUTSIDE, Ge, Gt, RunSettings, Settings
+from ...storage.typed import read_json, write_json
 from ...teachers.teacher import Teacher, TeacherInput, TestData
 from ...training.recipes import Length, Mixup, Sgd, Temperature
 

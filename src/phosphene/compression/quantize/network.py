@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ...errors import SettingsError, TeacherError
-from ...runtime.json_files import read_json, write_json
+from ...storage.typed import read_json, write_json
 from .fake_quant import ActivationQuantizer, WeightQuantizer, codes, levels
 
 __all__ = ["Quantized", "Widths", "executed", "load_quantized", "quantize_network"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import DatasetError, SettingsError
-from ...runtime.json_files import write_json
+from ...storage.typed import write_json
 from .counter import key
 from .orbit import MAPS, Backend, Words, render, thresholds
 

@@ -33,10 +33,10 @@ from ...data.augment import View
 from ...data.dataset import ImageDataset, batches
 from ...errors import DatasetError, RunError, SettingsError, TeacherError
 from ...models import weights
-from ...runtime.json_files import read_json
 from ...runtime.machine import Machine
 from ...runtime.machine import machine as decide_machine
 from ...spaces.blocks.chain import ChainSupernet
+from ...storage.typed import read_json
 from .shared_prefixes import Maps, Options, Piece, PrefixCache, averaging, common_prefix, statistics
 
 PARTIAL = 0.25

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ...core import Batch, Choices, Decision, Gate, Gates, Objective, Score, SearchSpace
 from ...errors import SettingsError
-from ...runtime.json_files import write_json
 from ...runtime.machine import Machine
 from ...runtime.run import Run
+from ...storage.typed import write_json
 from .alpha_gradient import AlphaGradient, MakeGates, first_order, second_order
 from .data import Halves, look
 

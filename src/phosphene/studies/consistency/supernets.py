@@ -14,12 +14,12 @@ from ... import spaces
 from ...core import SearchSpace
 from ...data.dataset import ImageDataset
 from ...errors import RunError, SettingsError
-from ...runtime.json_files import read_json
 from ...runtime.machine import machine as decide_machine
 from ...searches.score import resolve
 from ...searches.supernet.evaluator import Evaluator, canonical
 from ...searches.supernet.score_cache import HeldOut
 from ...settings import Hardware, Seed
+from ...storage.typed import read_json
 from ..datasets import apart, named_folders
 from ..ranks import ranks
 

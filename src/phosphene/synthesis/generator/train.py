@@ -21,11 +21,11 @@ from ...costs import budget as costs
 from ...errors import ArchitectureError, SettingsError
 from ...models.weights import digest, fit
 from ...models.weights import read as read_weights
-from ...runtime.json_files import read_json, write_json
 from ...runtime.machine import Machine
 from ...runtime.machine import machine as decide_machine
 from ...runtime.run import Run
 from ...settings import OUTSIDE, Ge, Gt, Le, LearningRate, RunSettings, Settings, command
+from ...storage.typed import read_json, write_json
 from ...teachers.teacher import Network, Teacher, TeacherSettings
 from ..inversion.presets import Student
 from .latents import LabelMixing, Latents, images

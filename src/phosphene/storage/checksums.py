@@ -1,0 +1,65 @@
+"""Checksums of a folder's files, `checksums.json`: what was changed since it was written is not read in silence.
+
+The sha256 of each file stands there from when it was written. A reader compares a file once a process. Folders and
+files without an entry, from before there were checksums, are read as they are. They protect from damage, not from an
+attacker, who would write the checksum, too (SECURITY.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Predicate
+
+from ..errors import PhospheneError, RunError
+from . import typed
+
+FILE = "checksums.json"
+SWITCH = "PHOSPHENE_CHECKSUMS"
+"""The environment variable: ``off`` reads without comparing, as ``phosphene --no-checksums`` does."""
+
+Digest = Annotated[str, Predicate(lambda text: len(text) == 64)]
+_verified: set[tuple[str, int, int, int]] = set()  # (path, inode, bytes, nanoseconds of the change) that were sound
+
+
+def record(folder: Path, *names: str) -> None:
+    """Keep the checksums of these files beside those of others."""
+    known = _read(folder, RunError, typed.REMEDY) if (folder / FILE).exists() else {}
+    known |= {name: digest(folder / name) for name in names}
+    typed.write_json(folder / FILE, dict(sorted(known.items())))
+    _verified.update(_state(folder / name) for name in names)
+
+
+def verify(folder: Path, *names: str, error: type[PhospheneError] = RunError, remedy: str = "make it again") -> None:
+    """Raise `error` where one of these files is not what was written; each is read once a process."""
+    if os.environ.get(SWITCH) == "off" or not (folder / FILE).exists():
+        return
+    known = _read(folder, error, remedy)
+    for name in names:
+        path = folder / name
+        if name in known and path.exists() and (state := _state(path)) not in _verified:
+            if digest(path) != known[name]:
+                raise error(
+                    f"{path} was changed since it was written, by damage or by hand (its sha256 is not the one in "
+                    f"{FILE}); {remedy}, or remove {folder / FILE} if the change is meant"
+                )
+            _verified.add(state)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a file, streamed."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(folder: Path, error: type[PhospheneError], remedy: str) -> dict[str, str]:
+    return typed.read(folder / FILE, dict[str, Digest], error, f"{remedy}, or remove this file")
+
+
+def _state(path: Path) -> tuple[str, int, int, int]:
+    """What changes when the file does."""
+    stat = path.stat()
+    return str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns
