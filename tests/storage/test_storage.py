@@ -41,9 +41,9 @@ def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_names_the_file_and_the_bytes(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"a\.bin cannot be written: No space left .*2\.0 MiB needed.*make room"):
-        with whole.replacing(tmp_path / "a.bin", 2 << 20):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    says = r"a\.bin cannot be written: No space left .*2\.0 MiB needed.*make room"
+    with pytest.raises(StorageError, match=says), whole.replacing(tmp_path / "a.bin", 2 << 20):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(StorageError, match="No such file or directory; name another --out"):
         whole.write(tmp_path / "no" / "a.bin", b"")
 
@@ -226,13 +226,9 @@ def test_large_finite_values_are_finite() -> None:
 
 def test_states_are_those_of_modules_tensors_and_collections() -> None:
     net = nn.BatchNorm1d(2)
-    names = [
-        name for name, _ in finite.states({"net": net, "x": torch.ones(1), "more": {"a": [torch.ones(1)], "b": 3}})
-    ]
-    assert names == ["net.weight", "net.bias", "net.running_mean", "net.running_var", "net.num_batches_tracked"] + [
-        "x",
-        "more.a.0",
-    ]
+    states = {"net": net, "x": torch.ones(1), "more": {"a": [torch.ones(1)], "b": 3}}
+    own = [f"net.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    assert [name for name, _ in finite.states(states)] == [*own, "x", "more.a.0"]
 
 
 @pytest.mark.parametrize(
