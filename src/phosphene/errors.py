@@ -135,17 +135,6 @@ def shown(value: object, form: Callable[[Any], str] = repr, most: int = LONGEST)
     return text if len(text) <= most else text[:most] + "…"
 
 
-MEMORY = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
-"""What messages of torch's allocators and of the system say where memory is short."""
-
-
-def is_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is short, whichever class it has: it is not the fault of a file, then."""
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in MEMORY)
-
-
 def needs_of(work: Callable[[], object]) -> dict[str, Any] | None:
     """The needs that work raises as its `Estimate`; None where nothing is left to do."""
     try:

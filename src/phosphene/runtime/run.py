@@ -384,4 +384,3 @@ def _peak_memory(machine: Machine) -> float:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, torch.Tensor) else value
-

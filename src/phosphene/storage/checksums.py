@@ -20,6 +20,7 @@ from . import typed
 FILE = "checksums.json"
 SWITCH = "PHOSPHENE_CHECKSUMS"
 """The environment variable: ``off`` reads without comparing, as ``phosphene --no-checksums`` does."""
+OFF = ("0", "off", "no", "false")
 
 Digest = Annotated[str, Predicate(lambda text: len(text) == 64)]
 _verified: set[tuple[str, int, int, int]] = set()  # (path, inode, bytes, nanoseconds of the change) that were sound
@@ -35,7 +36,7 @@ def record(folder: Path, *names: str) -> None:
 
 def verify(folder: Path, *names: str, error: type[PhospheneError] = RunError, remedy: str = "make it again") -> None:
     """Raise `error` where one of these files is not what was written; each is read once a process."""
-    if os.environ.get(SWITCH) == "off" or not (folder / FILE).exists():
+    if os.environ.get(SWITCH, "").strip().lower() in OFF or not (folder / FILE).exists():
         return
     known = _read(folder, error, remedy)
     for name in names:
