@@ -211,6 +211,12 @@ def test_a_run_that_loses_its_finite_numbers_stops_and_keeps_the_state_before(
     assert state["step"] == 2 and state["states"]["w"].isfinite().all()
 
 
+def test_what_a_loop_begins_with_unset_is_no_loss() -> None:
+    curve = torch.full((4,), float("nan"))
+    for step in Run.scratch(MACHINE).steps("work", 3, curve=curve):
+        curve[step] = 1.0
+
+
 def test_what_is_lost_in_the_last_step_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finite_states.FiniteStates, "look", lambda self, done: None)
     net = torch.nn.Linear(2, 2)

@@ -17,12 +17,14 @@ SHARE = 200  # a pass over all weights may take one part in this many of the tim
 class FiniteStates:
     """The modules, tensors, and dictionaries and lists of these that a loop saves, looked at now and then.
 
-    Optimizers are not: what they have lost is in the weights one step later.
+    Optimizers are not: what they have lost is in the weights one step later. Nor is what a loop begins with as NaN or
+    infinite, like the curve of figures that are not measured yet.
     """
 
     def __init__(self, states: Mapping[str, Any], phase: str, done: int) -> None:
         self._states, self._phase, self._sound = states, phase, done
         self._due = 0.0  # on the clock
+        self._unset = {name for name, tensor in finite.states(states) if not finite.is_finite(tensor)}
 
     def look(self, done: int) -> None:
         """Check the states after `done` steps if it is time to; raises `NotFinite`."""
@@ -32,7 +34,7 @@ class FiniteStates:
     def check(self, done: int) -> None:
         """Check them now; raises `NotFinite`, which names the steps and the first tensor."""
         began = time.monotonic()
-        tensors = dict(finite.states(self._states))
+        tensors = {name: one for name, one in finite.states(self._states) if name not in self._unset}
         if not _all_finite(tensors) and (bad := finite.first_bad(tensors)):
             raise NotFinite(
                 f"{self._phase}: after step {done} {bad} (finite after step {self._sound}); the state before is kept. "
