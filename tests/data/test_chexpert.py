@@ -102,6 +102,15 @@ def test_another_policy_is_another_data_set(folder: Path, tmp_path: Path) -> Non
         import_(str(folder), split="train", size="8", uncertain="zeros", out=tmp_path / "d")
 
 
+def test_another_picture_of_equal_size_is_another_data_set(folder: Path, tmp_path: Path) -> None:
+    import_(str(folder), split="train", size="8", out=tmp_path / "d")
+    content = bytearray((folder / TRAIN[1][0]).read_bytes())
+    content[-3] ^= 1
+    (folder / TRAIN[1][0]).write_bytes(content)
+    with pytest.raises(DatasetError, match="another data set"):
+        import_(str(folder), split="train", size="8", out=tmp_path / "d")
+
+
 @pytest.mark.parametrize(("views", "count"), [("frontal", 3), ("lateral", 1), ("all", 4)])
 @pytest.mark.parametrize("column", [True, False])
 def test_views_by_column_or_by_name(folder: Path, tmp_path: Path, views: str, count: int, column: bool) -> None:

@@ -271,6 +271,49 @@ def test_what_cannot_be_a_data_set_is_refused(tmp_path: Path) -> None:
         labelled(mean=[0.5])
 
 
+def test_a_data_set_of_no_images_is_refused_at_every_door(tmp_path: Path) -> None:
+    doors = [
+        lambda: ImageDataset.from_arrays(pixels(0), labels=[], classes=3),
+        lambda: ImageDataset.open(labelled().subset([])),
+        lambda: ImageDataset.open(tmp_path / "d"),
+        lambda: labelled().subset([]).save(tmp_path / "e"),
+    ]
+    labelled().save(tmp_path / "d")
+    card = json.loads((tmp_path / "d" / "card.json").read_text())
+    (tmp_path / "d" / "card.json").write_text(json.dumps(card | {"count": 0}))
+    np.save(tmp_path / "d" / "images.npy", pixels(0))
+    np.save(tmp_path / "d" / "labels.npy", np.zeros(0, np.int64))
+    for door in doors:
+        with pytest.raises(DatasetError, match="holds no images|count"):
+            door()
+    assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[0, 2**40], [0, -1], [0.0, np.inf], [0.0, np.nan], ["a", "b"], [1j, 0], [[0, 1], [2]], np.array([0, 2**64 - 1])],
+)
+def test_labels_that_are_no_classes(labels: object) -> None:
+    with pytest.raises(DatasetError):
+        ImageDataset.from_arrays(pixels(2), labels=labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("labels", np.zeros((60, 5), np.int64)),
+        ("labels", np.zeros(60, np.float32)),
+        ("logits", np.zeros((60, 5), np.int64)),
+        ("logits", np.zeros(60, np.float16)),
+    ],
+)
+def test_arrays_of_other_kinds_than_the_tasks(tmp_path: Path, name: str, values: np.ndarray) -> None:
+    labelled().save(tmp_path / "d")
+    np.save(tmp_path / "d" / f"{name}.npy", values)
+    with pytest.raises(DatasetError, match=rf"{name} are .*, but the task single has"):
+        ImageDataset.open(tmp_path / "d")
+
+
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import io
 import os
 import pickle
 import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from phosphene.data.dataset import ImageDataset
@@ -100,6 +105,110 @@ def test_size_and_channels(tmp_path: Path) -> None:
     assert np.array_equal(data.pixels(range(5)), flat[:, :1, :16, :12]), "a flat picture stays flat"
 
 
+def member(array: np.ndarray, **header: object) -> bytes:
+    """An .npy whose header says something else than its content."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, np.lib.format.header_data_from_array_1_0(array) | header)
+    return content.getvalue() + array.tobytes()
+
+
+def zipped(path: Path, images: bytes, labels: bytes, how: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", how) as archive:
+        archive.writestr("images.npy", images)
+        archive.writestr("labels.npy", labels)
+
+
+IMAGES, ONES = member(CIFAR[:4]), member(np.arange(4))
+DAMAGED = {
+    "a header of 10^12 images": member(CIFAR[:4], shape=(10**12, 3, 32, 32)),
+    "a negative shape": member(CIFAR[:4], shape=(-4, 3, 32, 32)),
+    "a header that is no Python": IMAGES.replace(b"{'descr'", b"{'descr(("),
+    "a header of brackets": IMAGES[:10] + b"(" * (len(IMAGES) - CIFAR[:4].nbytes - 10) + CIFAR[:4].tobytes(),
+    "another version": b"\x93NUMPY\x09\x00" + IMAGES[8:],
+    "an object array": member(CIFAR[:4], descr="|O"),
+    "text": member(np.array([["ab"]])),
+    "complex numbers": member(np.ones((4, 2, 2), complex)),
+    "a cut array": IMAGES[:-1],
+    "a cut header": IMAGES[:20],
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+@pytest.mark.parametrize("key", ["images", "labels"])
+def test_damaged_npz(tmp_path: Path, what: str, key: str) -> None:
+    pair = {"images": IMAGES, "labels": ONES} | {key: DAMAGED[what]}
+    zipped(tmp_path / "a.npz", **pair)
+    with pytest.raises(DatasetError, match=r"a\.npz"):
+        import_(str(tmp_path / "a.npz"), out=tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), byte=st.integers(1, 255), cut=st.booleans())
+def test_an_npz_with_any_byte_changed(
+    place: float, byte: int, cut: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    zipped(folder / "a.npz", IMAGES, ONES)
+    content = bytearray((folder / "a.npz").read_bytes())
+    at = int(place * len(content))
+    content[at] ^= byte
+    (folder / "a.npz").write_bytes(content[:at] if cut else content)
+    with contextlib.suppress(DatasetError):  # some bytes decide nothing
+        import_(str(folder / "a.npz"), out=folder / "d")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1, 2, 2**62]), "has the label 4611686018427387904"),
+        (np.array([0, 1, 2, 2**64 - 1], np.uint64), "has the label 18446744073709551615"),
+        (np.array([0, 1, 2, np.inf]), "has the label inf"),
+        (np.array([0, 1, 2, np.nan]), "one integer an image"),
+        (np.array(["a", "b", "c", "d"]), "one integer an image"),
+        (np.array([0, 1, 2, 5]), "labels from 0 to 5, but 3 classes"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, labels: np.ndarray, message: str) -> None:
+    np.savez(tmp_path / "a.npz", images=CIFAR[:4], labels=labels, class_names=np.array(["a", "b", "c"]))
+    with pytest.raises(DatasetError, match=message):
+        import_(str(tmp_path / "a.npz"), out=tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("flags", [{}, {"size": "8"}])
+def test_no_images(tmp_path: Path, flags: dict[str, str]) -> None:
+    np.savez(tmp_path / "a.npz", images=CIFAR[:0], labels=LABELS[:0])
+    with pytest.raises(DatasetError, match=r"a\.npz holds no images"):
+        import_(str(tmp_path / "a.npz"), out=tmp_path / "d", **flags)
+    python_batches(tmp_path / "c")
+    (tmp_path / "c" / "test_batch").write_bytes(pickle.dumps({b"data": CIFAR[:0].reshape(0, 3072), b"labels": []}))
+    (tmp_path / "c" / "batches.meta").unlink()
+    with pytest.raises(DatasetError, match="holds no images of --split test"):
+        import_(str(tmp_path / "c"), split="test", out=tmp_path / "d")
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    np.savez(tmp_path / "a.npz", images=CIFAR, labels=LABELS)
+    monkeypatch.setattr(np, "load", short)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        import_(str(tmp_path / "a.npz"), out=tmp_path / "d")
+
+
+def test_class_names_in_a_long_list_and_in_a_file(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=CIFAR, labels=LABELS)
+    names = [f"{k} of a long name for a class of which there are ten" for k in range(10)]
+    data = import_(str(tmp_path / "a.npz"), out=tmp_path / "d", class_names=",".join(names))
+    assert data.card.class_names == names
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(PhospheneError, match=r"--class-names .*names\.txt is not a text file"):
+        import_(str(tmp_path / "a.npz"), out=tmp_path / "e", class_names=str(tmp_path / "names.txt"))
+
+
 # -- class folders ----------------------------------------------------------------------------------------------------
 
 
@@ -156,6 +265,35 @@ def test_importing_again_is_at_once_and_another_source_does_not_overwrite(tmp_pa
     (tmp_path / "a" / "ant" / "00.png").unlink()
     with pytest.raises(DatasetError, match="holds another data set"):
         import_(str(tmp_path / "a"), out=tmp_path / "d")
+
+
+def test_a_picture_of_equal_size_that_was_changed_is_another_data_set(tmp_path: Path) -> None:
+    folders(tmp_path / "a")
+    import_(str(tmp_path / "a"), out=tmp_path / "d")
+    picture = tmp_path / "a" / "ant" / "00.png"
+    size = picture.stat().st_size
+    other = CIFAR[0].transpose(1, 2, 0).copy()
+    other[0, 0] ^= 1
+    Image.fromarray(other).save(picture)
+    picture.write_bytes(picture.read_bytes()[:size].ljust(size, b"\0"))
+    with pytest.raises(DatasetError, match="holds another data set"):
+        import_(str(tmp_path / "a"), out=tmp_path / "d")
+    assert np.array_equal(import_(str(tmp_path / "a"), out=tmp_path / "e").pixels([0])[0], other.transpose(2, 0, 1))
+
+
+def test_a_file_of_another_name_and_an_unreadable_one(tmp_path: Path) -> None:
+    folders(tmp_path / "a")
+    import_(str(tmp_path / "a"), out=tmp_path / "d")
+    (tmp_path / "a" / "ant" / "00.png").rename(tmp_path / "a" / "ant" / "01.png")
+    with pytest.raises(DatasetError, match="holds another data set"):
+        import_(str(tmp_path / "a"), out=tmp_path / "d")
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    folders(tmp_path / "a")
+    os.rename(tmp_path / "a" / "cow", os.fsencode(tmp_path / "a") + b"/c\xffw")
+    data = import_(str(tmp_path / "a"), out=tmp_path / "d")
+    assert data.card.class_names == ["ant", "bee", "c\ufffdw"]
 
 
 # -- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -229,14 +367,24 @@ def test_a_pickle_that_calls_anything_is_refused_and_calls_nothing(tmp_path: Pat
     python_batches(tmp_path / "c")
     bad = {b"data": Harm(str(tmp_path / "broken-in")), b"labels": []}
     (tmp_path / "c" / "test_batch").write_bytes(pickle.dumps(bad, protocol=protocol))
-    with pytest.raises(DatasetError, match=r"is refused: it refers to \w+\.mkdir"):
+    with pytest.raises(DatasetError, match=r"is refused \(it refers to \w+\.mkdir"):
         import_(str(tmp_path / "c"), split="test", out=tmp_path / "d")
     assert not (tmp_path / "broken-in").exists()
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"rubbish", pickle.dumps([1, 2]), pickle.dumps({b"data": 3}), pickle.dumps({b"data": CIFAR.reshape(60, -1)})],
+    [
+        b"",
+        b"rubbish",
+        pickle.dumps([1, 2]),
+        pickle.dumps({b"data": 3}),
+        pickle.dumps({b"data": CIFAR.reshape(60, -1)}),
+        pickle.dumps({b"data": CIFAR.reshape(60, -1), b"labels": [2**70] * 60}),
+        pickle.dumps({b"data": CIFAR.reshape(60, -1), b"labels": [-1] * 60}),
+        pickle.dumps({b"data": CIFAR.reshape(60, -1), b"labels": [1.5] * 60}),
+        pickle.dumps({"\udcff": 1}),
+    ],
 )
 def test_damaged_batches_are_named(tmp_path: Path, content: bytes) -> None:
     python_batches(tmp_path / "c")
@@ -247,6 +395,29 @@ def test_damaged_batches_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b" / "test_batch.bin").write_bytes(content + b"x")
     with pytest.raises(DatasetError, match=r"test_batch\.bin"):
         import_(str(tmp_path / "b"), split="test", out=tmp_path / "d")
+
+
+def test_damaged_names_and_archives_of_cifar(tmp_path: Path) -> None:
+    python_batches(tmp_path / "c")
+    for names in ([b"\xff"], 3, [b"a", b"b"]):
+        (tmp_path / "c" / "batches.meta").write_bytes(pickle.dumps({b"label_names": names}))
+        with pytest.raises(DatasetError, match=r"c/batches\.meta has no|labels from 0 to 9, but 2 classes"):
+            import_(str(tmp_path / "c"), split="test", out=tmp_path / "d")
+    with tarfile.open(tmp_path / "c.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "c", "c")
+    whole = (tmp_path / "c.tar.gz").read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:5000] + b"\0" * 100 + whole[5100:]):
+        (tmp_path / "c.tar.gz").write_bytes(damaged)
+        with pytest.raises(DatasetError, match=r"c\.tar\.gz"):
+            import_(str(tmp_path / "c.tar.gz"), split="test", out=tmp_path / "d")
+
+
+def test_an_archive_that_claims_more_than_any_batch_has(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("c/test_batch")
+    member.size = 10**12
+    (tmp_path / "c.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10240)
+    with pytest.raises(DatasetError, match="more than any batch of CIFAR|damaged archive"):
+        import_(str(tmp_path / "c.tar"), split="test", format="cifar", out=tmp_path / "d")
 
 
 # -- torchvision ------------------------------------------------------------------------------------------------------
@@ -263,7 +434,13 @@ def test_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = import_("torchvision:FewFakes", out=tmp_path / "d")
     pictures = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture, _ in FewFakes()])
     assert same(data, pictures, np.array([int(label) for _, label in FewFakes()]))
-    assert data.card.name == "fewfakes"
+    assert data.card.name == "fewfakes" and len(import_("torchvision:FewFakes", out=tmp_path / "d")) == 30
+    monkeypatch.setattr(FewFakes, "__getitem__", lambda self, i: (Image.new("RGB", (40, 24), (i, 0, 1)), i % 10))
+    with pytest.raises(DatasetError, match="another data set"):
+        import_("torchvision:FewFakes", out=tmp_path / "d")
+    monkeypatch.setattr(FewFakes, "__getitem__", lambda self, i: ({} if i == 7 else Image.new("L", (4, 4)), 0))
+    with pytest.raises(DatasetError, match="torchvision:FewFakes"):
+        import_("torchvision:FewFakes", out=tmp_path / "e")
     with pytest.raises(DatasetError, match="no data set 'CIFAR11'"):
         import_("torchvision:CIFAR11", out=tmp_path / "e")
     with pytest.raises(DatasetError, match="several parts"):

@@ -147,8 +147,8 @@ def test_images_that_do_not_fit_are_refused(
 ) -> None:
     side, channels = fields.get("side", SIDE), fields.get("channels", CHANNELS)
     count, side = (COUNT, side) if side else (0, SIDE)
-    data = ImageDataset.from_arrays(np.zeros((count, channels, side, side), np.uint8), classes=3)
     with pytest.raises(DatasetError, match=says):
+        data = ImageDataset.from_arrays(np.zeros((count, channels, side, side), np.uint8), classes=3)
         label(data, teacher=teacher, out=tmp_path / "made")
     assert not (tmp_path / "made").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import limits
 from ..errors import DatasetError, SettingsError
 
 PIXELS = ("uint8", "float16", "float32")
+MOST_CLASSES, MOST_IMAGES = limits.CLASSES, 10**10  # beyond, heads and labels fit into no memory
 CHUNK = 16 << 20  # bytes read at a time when all images are visited
 YOUNGER = ("random_labels", "source", "grid")  # fields that the first cards did not have
 
@@ -115,6 +118,8 @@ def read_size(size: str | int | Sequence[int]) -> tuple[int, int]:
         raise SettingsError(f"--size {size} is not a side in pixels like 32, nor HEIGHTxWIDTH like 224x160") from error
     if len(sides) not in (1, 2) or min(sides) < 1:
         raise SettingsError(f"--size {size} is not a side in pixels like 32, nor HEIGHTxWIDTH like 224x160")
+    if max(sides) > limits.SIDE:
+        raise SettingsError(f"--size {size}: a side may have {limits.SIDE:,} pixels at most")
     return sides[0], sides[-1]
 
 
@@ -123,12 +128,21 @@ def read_names(names: str | Path | Sequence[str] | None, classes: int) -> tuple[
     if names is None:
         return None
     if isinstance(names, str | Path):
-        file = Path(names)
-        text = file.read_text().splitlines() if file.is_file() else str(names).split(",")
-        names = [name.strip() for name in text if name.strip()]
+        names = [name.strip() for name in _written(str(names)) if name.strip()]
     if len(names) != classes:
         raise SettingsError(f"--class-names has {len(names)} names for {classes} classes")
     return tuple(names)
+
+
+def _written(names: str) -> list[str]:
+    """The lines of a file, else what stands between commas: a long list is no file's name."""
+    with contextlib.suppress(OSError):
+        if Path(names).is_file():
+            try:
+                return Path(names).read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise SettingsError(f"--class-names {names} is not a text file in UTF-8 ({error})") from error
+    return names.split(",")
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------
@@ -179,15 +193,24 @@ def parts(index: np.ndarray, step: int) -> Iterable[np.ndarray]:
 
 def array(x: Any) -> np.ndarray:
     """A tensor or anything array-like, as numpy."""
-    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    try:
+        return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+    except (TypeError, ValueError) as error:  # bfloat16, or lists of unequal lengths
+        raise DatasetError(f"these are no plain numbers of one shape ({error}); give a numpy array") from error
 
 
 def labels_of(labels: np.ndarray, task: str) -> np.ndarray:
     """Labels as they are stored: int64 (N,), or float32 (N, K) with NaN = unlabelled for task `multi`."""
+    numbers = any(np.issubdtype(labels.dtype, kind) for kind in (np.integer, np.floating, np.bool_))
     if task == "multi":
+        if labels.ndim != 2 or not numbers:
+            raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one target for each class: (N, K)")
         return labels.astype(np.float32)
-    if labels.ndim != 1 or not (np.issubdtype(labels.dtype, np.integer) or (labels == np.floor(labels)).all()):
+    if labels.ndim != 1 or not numbers or not (labels == np.floor(labels)).all():
         raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one integer each; give logits for soft ones")
+    low, high = labels.min(initial=0), labels.max(initial=0)
+    if low < 0 or high >= MOST_CLASSES:
+        raise DatasetError(f"labels run from {low} to {high}; they count from 0, and {MOST_CLASSES:,} are most")
     return labels.astype(np.int64)
 
 
@@ -203,6 +226,8 @@ def count_classes(fields: dict[str, Any], labels: np.ndarray | None, logits: np.
 
 def check(card: Card, images: Any, labels: Any, logits: Any) -> None:
     """Raise `DatasetError` where the arrays are not those of the card."""
+    if card.count < 1:
+        raise DatasetError(f"{card.name} holds no images; name a data set that does")
     if str(images.dtype) not in PIXELS:
         raise DatasetError(f"images are {images.dtype}; a data set holds one of {', '.join(PIXELS)}")
     if tuple(images.shape) != (card.count, *card.shape):
@@ -213,11 +238,22 @@ def check(card: Card, images: Any, labels: Any, logits: Any) -> None:
             raise DatasetError(f"{len(values)} {name} for {card.count} images; import again")
         if values is not None and values.ndim == 2 and values.shape[1] != card.classes:
             raise DatasetError(f"{name} have {values.shape[1]} columns for {card.classes} classes; import again")
-    if not isinstance(labels, np.ndarray) or labels.ndim == 2 or not len(labels):
+    _check_kinds(card, labels, logits)
+    if not isinstance(labels, np.ndarray) or labels.ndim == 2:
         return  # computed labels are in range by construction
     if not 0 <= labels.min() <= labels.max() < card.classes:
         low, high = labels.min(), labels.max()
         raise DatasetError(f"labels run from {low} to {high}, outside 0..{card.classes - 1}; set the number of classes")
+
+
+def _check_kinds(card: Card, labels: Any, logits: Any) -> None:
+    """Raise `DatasetError` where labels or logits have other dimensions or types than the task's."""
+    kinds = {"labels": (1, np.integer, "(N,) int64") if card.task == "single" else (2, np.floating, "(N, K) float32")}
+    kinds["logits"] = (2, np.floating, "(N, K) float16")
+    for name, values in (("labels", labels), ("logits", logits)):
+        if values is not None and (values.ndim, np.issubdtype(values.dtype, kinds[name][1])) != (kinds[name][0], True):
+            there = f"{values.dtype}{tuple(values.shape)}"
+            raise DatasetError(f"{name} are {there}, but the task {card.task} has {kinds[name][2]}; import again")
 
 
 def mapped(path: Path) -> np.ndarray | None:

@@ -29,7 +29,20 @@ from torch import Tensor
 from ..core import Batch
 from ..errors import DatasetError
 from .augment import Grid
-from .card import CHUNK, Card, array, centred, check, count_classes, labels_of, mapped, parts, sampled, statistics
+from .card import (
+    CHUNK,
+    PIXELS,
+    Card,
+    array,
+    centred,
+    check,
+    count_classes,
+    labels_of,
+    mapped,
+    parts,
+    sampled,
+    statistics,
+)
 from .computed import SOURCES, Computed, random_labels
 from .procedural.counter import random_subset
 from .writer import Writer
@@ -79,9 +92,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def open(cls, path: ImageDataset | Path | str) -> ImageDataset:
         """Map the data set in folder `path`, or take one that is open already.
 
-        Raises `DatasetError` naming the file that is missing or damaged.
+        Raises `DatasetError` naming the file that is missing or damaged, and for a data set of no images.
         """
         if isinstance(path, ImageDataset):
+            if not len(path):  # a view: what is whole holds some
+                raise DatasetError(f"{path.card.name} holds no images; name a data set that does")
             return path
         folder = Path(path)
         card = Card.load(folder)
@@ -133,8 +148,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         pixels = array(images)
         if pixels.dtype == np.float64:
             pixels = pixels.astype(np.float32)
-        if pixels.ndim != 4:
-            raise DatasetError(f"images have shape {pixels.shape}; four dimensions are needed: (N, C, H, W)")
+        if pixels.ndim != 4 or str(pixels.dtype) not in PIXELS:
+            wanted = f"four dimensions are needed, (N, C, H, W), of {', '.join(PIXELS)}"
+            raise DatasetError(f"images have shape {pixels.shape} and are {pixels.dtype}; {wanted}")
         task = fields.get("task", "single")
         targets = None if labels is None else labels_of(array(labels), task)
         soft = None if logits is None else centred(array(logits), task)
@@ -164,6 +180,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def save(self, path: Path | str) -> ImageDataset:
         """Write this data set (or this view of one) into the new folder `path` and open it from there."""
         folder = Path(path)
+        ImageDataset.open(self)  # refuses a view of no images
         card = dataclasses.replace(self.card, count=len(self), statistics={}, source=None)
         targets = {"logits": self._logits is not None, "labels": self._labels is not None}
         columns = 0 if self.seeds is None else self.seeds.shape[1]

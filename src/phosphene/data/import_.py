@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..errors import DatasetError
+from ..runtime.progress import Progress
 from ..settings import OUTSIDE, Seed, Settings, command
 from .card import Card, read_names
 from .dataset import Data, ImageDataset
-from .formats import ChexpertSettings, RawImages, chexpert, cifar_files, npz, pictures
+from .formats import ChexpertSettings, RawImages, chexpert, cifar_files, npz, pictures, reading
 from .writer import Writer
 
 READERS: dict[str, Callable[[str, ChexpertSettings], RawImages]] = {
@@ -56,8 +57,7 @@ def import_(
     kind, split = _kind(source) if settings.format == "auto" else settings.format, settings.split
     _check_policies(source, settings, kind)
     raw = READERS[kind](source, settings)
-    if not len(raw.labels):
-        raise DatasetError(f"{source} holds no images" + (f" of --split {split}" if split else ""))
+    _check(raw, source, split)
     stem = re.sub(r"(\.npz|\.tar\.gz|\.tgz|\.tar)$", "", source.removeprefix("torchvision:").rstrip("/").split("/")[-1])
     name = settings.name or "-".join(filter(None, (stem.lower(), split)))
     names = read_names(settings.class_names, raw.classes) if settings.class_names else raw.class_names
@@ -74,6 +74,15 @@ def import_(
     return _write(raw, card, settings.out or Path("runs") / f"import-{name}")
 
 
+def _check(raw: RawImages, source: str, split: str | None) -> None:
+    """Refuse a source without images, and labels that are none of its classes."""
+    if not len(raw.labels):
+        raise DatasetError(f"{source} holds no images" + (f" of --split {split}" if split else ""))
+    if raw.task == "single" and not 0 <= raw.labels.min() <= raw.labels.max() < raw.classes:
+        low, high = raw.labels.min(), raw.labels.max()
+        raise DatasetError(f"{source} has labels from {low} to {high}, but {raw.classes} classes; is it whole?")
+
+
 def _check_policies(source: str, settings: ChexpertSettings, kind: str) -> None:
     """Refuse CheXpert's settings for other sources."""
     policies = {name: getattr(settings, name) for name in ("uncertain", "blank", "findings", "views")}
@@ -84,11 +93,16 @@ def _check_policies(source: str, settings: ChexpertSettings, kind: str) -> None:
 
 def _write(raw: RawImages, card: Card, out: Path) -> ImageDataset:
     writer = Writer.create(out, card, len(raw.labels), logits=False, dtype=raw.dtype)
-    starts = [] if writer.finished else range(0, len(raw.labels), CHUNK)
-    for start in starts:
-        if start not in writer.done:
-            slots = range(start, min(start + CHUNK, len(raw.labels)))
+    count = len(raw.labels)
+    starts = [] if writer.finished else [start for start in range(0, count, CHUNK) if start not in writer.done]
+    bar = Progress(f"importing {card.name}", count, count - sum(min(CHUNK, count - start) for start in starts))
+    try:
+        for start in starts:
+            slots = range(start, min(start + CHUNK, count))
             writer.write(slots, raw.read(slots), labels=raw.labels[slots.start : slots.stop])
+            bar.update(slots.stop, {})
+    finally:
+        bar.close()
     writer.close()
     return ImageDataset.open(out)
 
@@ -97,16 +111,21 @@ def _kind(source: str) -> str:
     if source.startswith("torchvision:"):
         return "torchvision"
     path = Path(source)
-    if not path.exists():
+    if not source or not path.exists():
         raise DatasetError(f"{source} is not there; give a folder, an .npz, CIFAR's batches or torchvision:NAME")
     if path.suffix == ".npz":
         return "npz"
-    if path.is_file() and not tarfile.is_tarfile(path):
+    if path.is_file() and not _is_archive(path):
         raise DatasetError(f"{source} is neither an .npz nor a .tar.gz of CIFAR batches; say which with --format")
     if path.is_dir() and chexpert.is_chexpert(path):
         return "chexpert"
     has_batches = path.is_file() or any(cifar_files.is_batch(p.name) for p in path.iterdir() if p.is_file())
     return "cifar" if has_batches else "folders"
+
+
+def _is_archive(path: Path) -> bool:
+    with reading(f"{path} is a damaged archive", "fetch it again"):
+        return tarfile.is_tarfile(path)
 
 
 class SubsetSettings(NewDataset, Seed, heading="Subset"):

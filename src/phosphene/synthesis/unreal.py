@@ -12,21 +12,20 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from ..data.card import Card
+from ..data.card import MOST_CLASSES, MOST_IMAGES, Card
 from ..data.computed import CATEGORIES, digest
 from ..data.dataset import Data, ImageDataset
 from ..data.procedural import fractal as fractals
 from ..data.procedural.category import check_filling
 from ..data.procedural.counter import random_subset, uniform_labels
 from ..data.writer import Writer
-from ..errors import DatasetError, SettingsError
+from ..errors import SettingsError
 from ..runtime.machine import machine as decide_machine
 from ..runtime.progress import Progress
 from ..runtime.run import Run
 from ..settings import Estimate, Ge, Le, Output, Seed, Settings, command
 
 CHUNK = 4 << 20  # bytes computed, written and journaled at a time
-MOST_IMAGES, MOST_CLASSES = 10**10, 10**7  # beyond, labels and heads fit into no memory
 MOST_PIXELS = 1 << 22  # per image, over its channels: data sets are shown 64 images at a time
 
 
@@ -156,8 +155,6 @@ def random_labels(data: Data, settings: UnrealSettings) -> ImageDataset:
         SettingsError: a flag cannot be used.
     """
     base = ImageDataset.open(data)
-    if not len(base):
-        raise DatasetError(f"{base.card.name} holds no images; name a data set that does")
     if base.folder is None and not settings.store:
         raise SettingsError(f"{base.card.name} is in memory or a view, so there is no folder to refer to; give --store")
     images, seed = min(settings.images, len(base)), settings.seed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ...drawing.contact_sheet import as_bytes, picture
-from ...errors import DatasetError, SettingsError
+from ...errors import DatasetError, PhospheneError, SettingsError, is_memory
 from ...settings import Settings
 from ..card import read_size
 
@@ -68,15 +69,29 @@ class ChexpertSettings(ReadSettings, heading="CheXpert"):
     views: Annotated[Literal["frontal", "lateral", "all"] | None, "CheXpert's views; default: all"] = None
 
 
+@contextlib.contextmanager
+def reading(failed: str, remedy: str) -> Iterator[None]:
+    """Inside, a library reads what may be damaged in any way: whatever it raises becomes ``failed (why); remedy``.
+
+    Errors of ours pass, and so does a lack of memory, which is no damage.
+    """
+    try:
+        yield
+    except (PhospheneError, MemoryError):
+        raise
+    except Exception as error:
+        if is_memory(error):
+            raise
+        why = " ".join(f"{error}".split())[:200] or type(error).__name__
+        raise DatasetError(f"{failed} ({why}); {remedy}") from error
+
+
 def open_picture(path: Path) -> Any:
     """A decoded picture, upright; raises `DatasetError` naming the file."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)  # this decodes it
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DatasetError(f"{path} is not a readable image ({error}); remove or replace it") from error
+    with reading(f"{path} is not a readable image", "remove or replace it"), Image.open(path) as image:
+        return ImageOps.exif_transpose(image)  # this decodes it
 
 
 def from_pictures(
@@ -98,8 +113,9 @@ def from_pictures(
         if settings.size is None and image.size != (width, height):
             text = f"{image.height}x{image.width}, the first image {height}x{width}"
             raise DatasetError(f"{where(i)} is {text}; give --size SIDE to make them alike")
-        image = image.convert("L" if channels == 1 else "RGB")
-        pixels = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
+        with reading(f"{where(i)} cannot be converted", "remove or replace it"):
+            image = image.convert("L" if channels == 1 else "RGB")
+            pixels = np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC))
         return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
     return RawImages(lambda part: np.stack([one(i) for i in part]), labels, (channels, height, width), classes)
@@ -117,6 +133,8 @@ def from_arrays(
 def resized(images: np.ndarray, settings: ReadSettings) -> np.ndarray:
     """Images (N, C, H, W) resized to the set size and channels; untouched where neither is set."""
     images = np.ascontiguousarray(images)
+    if not len(images):
+        return images
     if settings.channels in (None, images.shape[1]) and settings.sides in (None, images.shape[2:]):
         return images
     if images.shape[1] not in (1, 3):

@@ -17,6 +17,7 @@ import numpy as np
 
 from ...errors import DatasetError
 from . import ChexpertSettings, RawImages, digest_of, from_pictures, open_picture
+from .contents import digest_of_files
 
 __all__ = ["COMPETITION", "OBSERVATIONS", "is_chexpert", "read"]
 
@@ -73,8 +74,8 @@ def read(source: str, settings: ChexpertSettings) -> RawImages:
     sized = replace(settings, size=settings.size or str(SIDE))  # X-rays are of many sizes
     raw = from_pictures(lambda i: open_picture(files[i]), lambda i: str(files[i]), labels, len(names), sized)
     raw.class_names = names
-    sizes = (f"{line.path}:{file.stat().st_size}".encode() for line, file in zip(lines, files, strict=True))
-    raw.digest = digest_of(labels.tobytes(), *sizes)
+    named = [(line.path, file) for line, file in zip(lines, files, strict=True)]
+    raw.digest = digest_of(labels.tobytes(), digest_of_files(named, table.name).encode())
     raw.about = {
         "uncertain": settings.uncertain or "ones",
         "blank": settings.blank or "zeros",

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from ...errors import DatasetError
-from . import RawImages, ReadSettings, digest_of, from_arrays, resized
+from . import RawImages, ReadSettings, digest_of, from_arrays, reading, resized
 
 BATCHES: dict[str, tuple[str, ...]] = {
     "train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "train")
 }
 BATCHES["test"] = ("test_batch", "test")
+MOST = 100  # classes
+LARGEST = 1 << 30  # bytes of a batch; CIFAR-100's whole training set has 155 million
 META = ("batches.meta", "meta", "batches.meta.txt", "fine_label_names.txt")
 
 
@@ -42,7 +44,7 @@ def read(source: str, settings: ReadSettings) -> RawImages:
     images = np.concatenate([images for images, _ in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([labels for _, labels in parts]).astype(np.int64)
     names = _names(files, source)
-    classes = len(names) if names else 100 if labels.max() > 9 else 10
+    classes = len(names) if names else 100 if labels.max(initial=0) > 9 else 10
     digest = digest_of(images.tobytes(), labels.tobytes())
     return from_arrays(resized(images, settings), labels, classes, names, digest)
 
@@ -50,13 +52,24 @@ def read(source: str, settings: ReadSettings) -> RawImages:
 def _files(path: Path) -> dict[str, bytes]:
     """Batches and names by file name, from a folder or from an archive, which is never unpacked to disk."""
     if path.is_dir():
-        return {p.name: p.read_bytes() for p in sorted(path.iterdir()) if is_batch(p.name) or p.name in META}
-    try:
-        with tarfile.open(path) as archive:
-            members = [(Path(m.name).name, archive.extractfile(m)) for m in archive if m.isfile()]
-            return {n: file.read() for n, file in members if file and (is_batch(n) or n in META)}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DatasetError(f"{path} is a damaged archive ({error}); fetch it again") from error
+        there = [p for p in sorted(path.iterdir()) if p.is_file()]
+        return {p.name: p.read_bytes() for p in there if is_batch(p.name) or p.name in META}
+    with reading(f"{path} is a damaged archive", "fetch it again"), tarfile.open(path) as archive:
+        return {name: _content(archive, member) for name, member in _members(archive)}
+
+
+def _members(archive: tarfile.TarFile) -> list[tuple[str, tarfile.TarInfo]]:
+    """The batches and names of an archive; links are left out."""
+    files = [(Path(member.name).name, member) for member in archive if member.isfile()]
+    return [(name, member) for name, member in files if is_batch(name) or name in META]
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """The bytes of a member; memory is not taken for what its header only claims to be there."""
+    if member.size > LARGEST:
+        raise ValueError(f"{member.name} has {member.size:,} bytes, more than any batch of CIFAR")
+    file = archive.extractfile(member)
+    return b"" if file is None else file.read()
 
 
 def _binary(files: dict[str, bytes], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -72,22 +85,28 @@ def _binary(files: dict[str, bytes], name: str) -> tuple[np.ndarray, np.ndarray]
 def _python(content: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = _unpickle(content, where)
     images, labels = batch.get(b"data"), batch.get(b"labels", batch.get(b"fine_labels"))
+    whole = isinstance(labels, list) and all(type(x) is int and 0 <= x < MOST for x in labels)
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
         raise DatasetError(f"{where} is no CIFAR batch: its data are not bytes (N, 3072)")
-    if not isinstance(labels, list) or len(labels) != len(images) or not all(type(x) is int for x in labels):
-        raise DatasetError(f"{where} is no CIFAR batch: its labels are not {len(images)} integers")
-    return images, np.array(labels)
+    if not isinstance(labels, list) or not whole or len(labels) != len(images):
+        raise DatasetError(f"{where} is no CIFAR batch: its labels are not {len(images)} integers from 0 to {MOST - 1}")
+    return images, np.array(labels, np.int64)
 
 
 def _names(files: dict[str, bytes], source: str) -> list[str] | None:
     for name in META:
-        if name in files and name.endswith(".txt"):
-            return files[name].decode().split()
         if name in files:
-            meta = _unpickle(files[name], f"{source}/{name}")
-            names = meta.get(b"label_names", meta.get(b"fine_label_names")) or []
-            return [n.decode() if isinstance(n, bytes) else str(n) for n in names] or None
+            with reading(f"{source}/{name} has no readable class names", "fetch it again"):
+                return _decoded(files[name], name, f"{source}/{name}")
     return None
+
+
+def _decoded(content: bytes, name: str, where: str) -> list[str] | None:
+    if name.endswith(".txt"):
+        return content.decode().split() or None
+    meta = _unpickle(content, where)
+    names = meta.get(b"label_names", meta.get(b"fine_label_names")) or []
+    return [n.decode() if isinstance(n, bytes) else str(n) for n in names] or None
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -114,10 +133,8 @@ def _latin(text: str, encoding: str) -> bytes:
 
 
 def _unpickle(content: bytes, where: str) -> dict[bytes, Any]:
-    try:
+    with reading(f"{where} is refused", "only CIFAR's arrays and lists are read"):
         loaded = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DatasetError(f"{where} is refused: {error}; only CIFAR's arrays and lists are read") from error
     if not isinstance(loaded, dict):
         raise DatasetError(f"{where} is no CIFAR batch: it holds a {type(loaded).__name__}")
-    return {k.encode() if isinstance(k, str) else k: v for k, v in loaded.items()}
+    return {k.encode(errors="replace") if isinstance(k, str) else k: v for k, v in loaded.items()}

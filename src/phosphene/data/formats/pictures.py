@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import DatasetError, MissingExtra
-from . import SPLITS, RawImages, ReadSettings, digest_of, from_pictures, open_picture
+from . import SPLITS, RawImages, ReadSettings, digest_of, from_pictures, open_picture, reading
+from .contents import digest_of_files, digest_of_pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -21,10 +24,10 @@ def read_folders(source: str, settings: ReadSettings) -> RawImages:
     files = [(k, p) for k, folder in enumerate(folders) for p in sorted(folder.rglob("*")) if _is_picture(p)]
     if not files:
         raise DatasetError(f"{path} holds no class folders with images ({', '.join(SUFFIXES)})")
-    digest = digest_of(*(f"{p.relative_to(path)}:{p.stat().st_size}".encode() for _, p in files))
     labels = np.array([k for k, _ in files])
     raw = from_pictures(lambda i: open_picture(files[i][1]), lambda i: str(files[i][1]), labels, len(folders), settings)
-    raw.class_names, raw.digest = [folder.name for folder in folders], digest
+    raw.class_names = [os.fsencode(folder.name).decode(errors="replace") for folder in folders]
+    raw.digest = digest_of_files([(str(p.relative_to(path)), p) for _, p in files], path.name)
     return raw
 
 
@@ -55,19 +58,34 @@ def read_torchvision(source: str, settings: ReadSettings) -> RawImages:
     make = getattr(datasets, name, None)
     if not inspect.isclass(make):
         raise DatasetError(f"torchvision has no data set {name!r}; names are case-sensitive, as in torchvision:CIFAR10")
-    try:
+    with reading(f"{source} cannot be loaded", f"put its files into --root {settings.downloads}"):
         items: Any = make(**_arguments(make, name, settings))
         known = getattr(items, "targets", None)  # where it is missing, every picture is decoded once for its label
         labels = np.array([int(k) for k in (known if known is not None else (items[i][1] for i in range(len(items))))])
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        raise DatasetError(
-            f"{source} cannot be loaded ({error}); put its files into --root {settings.downloads}"
-        ) from error
-    names = getattr(items, "classes", None)
-    classes = len(names) if names else int(labels.max(initial=0)) + 1
-    raw = from_pictures(lambda i: items[i][0], lambda i: f"{source} image {i}", labels, classes, settings)
-    raw.class_names, raw.digest = names and [str(n) for n in names], digest_of(labels.tobytes())
+        names = [str(n) for n in getattr(items, "classes", None) or ()]
+    if not len(labels):
+        raise DatasetError(f"{source} holds no images")
+    classes = len(names) or int(labels.max(initial=0)) + 1
+
+    def get(i: int) -> Any:
+        with reading(f"{source} image {i} is not a readable image", f"fetch it again into {settings.downloads}"):
+            picture = items[i][0]
+            picture.load()  # only Pillow's images have this, and it decodes them
+            return picture
+
+    raw = from_pictures(get, lambda i: f"{source} image {i}", labels, classes, settings)
+    raw.class_names, raw.digest = names or None, _digest(items, get, labels, source)
     return raw
+
+
+def _digest(items: Any, get: Callable[[int], Any], labels: np.ndarray, source: str) -> str:
+    """Over the labels, and over the files that the set lists, else over the decoded pictures."""
+    files = [each[0] for each in getattr(items, "samples", None) or ()]
+    if files and all(isinstance(file, str | Path) for file in files):
+        contents = digest_of_files([(Path(file).name, Path(file)) for file in files], source)
+    else:
+        contents = digest_of_pictures(map(get, range(len(labels))), len(labels), source)
+    return digest_of(labels.tobytes(), contents.encode())
 
 
 def _arguments(make: Any, name: str, settings: ReadSettings) -> dict[str, Any]:
