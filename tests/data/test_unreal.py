@@ -404,7 +404,7 @@ def test_json_on_the_command_line(tmp_path):
         (lambda d: relabel(real(d / "base", 30), 10**8, 0), "--classes must be at least 2 and at most 10000000"),
         (lambda d: noise(images=10**23, out=d), "--images must be at least 1 and at most 10000000000"),
         (lambda d: fractal(images=10**23, out=d), "--images must be at least 1 and at most 10000000000"),
-        (lambda d: noise(size=100_000, out=d), "--size 100000 with --channels 3 is too large"),
+        (lambda d: noise(size=10_000, out=d), "--size 10000 with --channels 3 is too large"),
         (lambda d: random_labels(d / "nothing", out=d), "not a folder"),
         (lambda d: random_labels(real(d / "base", 30), images=0, out=d / "r"), "--images must be at least 1"),
         (lambda d: random_labels(real(d / "base", 30), classes=1, out=d / "r"), "--classes must be at least 2"),
