@@ -284,7 +284,7 @@ def test_a_data_set_of_no_images_is_refused_at_every_door(tmp_path: Path) -> Non
     np.save(tmp_path / "d" / "images.npy", pixels(0))
     np.save(tmp_path / "d" / "labels.npy", np.zeros(0, np.int64))
     for door in doors:
-        with pytest.raises(DatasetError, match="holds no images|count"):
+        with pytest.raises(DatasetError, match=r"holds no images|count"):
             door()
     assert not (tmp_path / "e").exists()
 

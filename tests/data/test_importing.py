@@ -416,7 +416,7 @@ def test_an_archive_that_claims_more_than_any_batch_has(tmp_path: Path) -> None:
     member = tarfile.TarInfo("c/test_batch")
     member.size = 10**12
     (tmp_path / "c.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + b"\0" * 10240)
-    with pytest.raises(DatasetError, match="more than any batch of CIFAR|damaged archive"):
+    with pytest.raises(DatasetError, match=r"more than any batch of CIFAR|damaged archive"):
         import_(str(tmp_path / "c.tar"), split="test", format="cifar", out=tmp_path / "d")
 
 
