@@ -24,10 +24,12 @@ from .errors import (
     DatasetError,
     ExportError,
     MissingExtra,
+    NotFinite,
     PhospheneError,
     RecipeError,
     RunError,
     SettingsError,
+    StorageError,
     TeacherError,
 )
 
@@ -52,8 +54,8 @@ _TYPES = {  # what is public besides the commands
 }
 _PUBLIC = {**_commands.python_names(), **_TYPES}
 _ERRORS: tuple[type[PhospheneError], ...] = (
-    *(ArchitectureError, BudgetError, DatasetError, ExportError, MissingExtra),
-    *(PhospheneError, RecipeError, RunError, SettingsError, TeacherError),
+    *(ArchitectureError, BudgetError, DatasetError, ExportError, MissingExtra, NotFinite),
+    *(PhospheneError, RecipeError, RunError, SettingsError, StorageError, TeacherError),
 )
 __all__ = sorted([*_PUBLIC, *(error.__name__ for error in _ERRORS), "__version__", "search"])
 
