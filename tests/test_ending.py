@@ -14,7 +14,7 @@ import click
 import pytest
 import torch
 
-from phosphene import cli, commands, ending, start
+from phosphene import cli, commands, ending, plugins, start
 from phosphene.errors import DatasetError, Fault, MissingExtra, Stopped, is_memory
 
 HERE = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
@@ -110,6 +110,14 @@ def test_a_fault_without_a_place_for_its_file_says_where_it_was(failing, monkeyp
 def test_two_faults_of_one_second_have_files_of_their_own(failing):
     failing("key")
     assert len(failing("key")[3]) == 2
+
+
+def test_a_fault_of_the_users_code_is_theirs(failing, tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text("def make():\n    return {}['x']\n")
+    own = plugins.execute(tmp_path / "own.py")
+    monkeypatch.setattr(sys.modules[__name__], "allocate", own.make)
+    status, _, err, files = failing("allocate")
+    assert status == 2 and f"{tmp_path / 'own.py'}:2 fails: KeyError: 'x'" in err and str(files[0]) in err
 
 
 MEMORY = [

@@ -174,17 +174,14 @@ def test_the_same_seed_gives_the_same_files_and_another_another(page: Path, tmp_
 def test_it_goes_on_after_a_fault_bit_for_bit(
     step: int, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class InjectedError(Exception):
-        pass
-
     def fail(phase: str, now: int) -> None:
         if now == step:
-            raise InjectedError
+            raise RuntimeError("injected")
 
     climb(tmp_path / "undisturbed")
     monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
     monkeypatch.setattr(Run, "after_step", staticmethod(fail))
-    with pytest.raises(InjectedError):
+    with pytest.raises(SettingsError, match="RuntimeError: injected"):
         climb(tmp_path / "run")
     done: list[int] = []
     monkeypatch.setattr(Run, "after_step", staticmethod(lambda phase, now: done.append(now)))
@@ -293,3 +290,72 @@ def test_a_teachers_file_is_executed_by_the_same_rule(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("raise OSError('no disk')")
     with pytest.raises(TeacherError, match=r"net\.py fails when executed: OSError: no disk"):
         phosphene.load_teacher(f"{tmp_path / 'net.py'}:make", size=8, channels=1, classes=2)
+
+
+SEARCH = """
+import sys
+import phosphene
+
+@phosphene.register_search("odd")
+def odd(space, data, objective, score, budget, run, *, how: str = ""):
+    '''Odd.'''
+    {body}
+"""
+ODD = [
+    ("raise KeyError('x')", r"search odd fails when executed: KeyError: 'x' \(at .*odd\.py:8\)"),
+    ("sys.exit(3)", r"search odd fails when executed: SystemExit: 3 \(at .*odd\.py:8\)"),
+    ("return 1 / 0", r"ZeroDivisionError"),
+    ("return None", "search odd returns None, not an Architecture"),
+    ("return phosphene.Architecture(space.spec, {})", "search odd returns None for .*, which should be 0 to"),
+    ("class Odd(BaseException): pass\n    raise Odd('a\\nb')", r"search odd fails when executed: Odd: a\\nb"),
+]
+
+
+@pytest.mark.parametrize(("body", "says"), ODD, ids=[body[:12] for body, _ in ODD])
+def test_a_search_that_fails_or_returns_nonsense_is_named(
+    body: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget(monkeypatch)
+    (tmp_path / "odd.py").write_text(SEARCH.format(body=body))
+    monkeypatch.setenv(extensions.CODE, str(tmp_path / "odd.py"))
+    with pytest.raises(SettingsError, match=says) as error:
+        phosphene.search(images(), "odd", out=tmp_path / "run", device="cpu", precision="fp32")
+    assert "\n" not in str(error.value)
+
+
+FACTORIES = [
+    ("import sys\nsys.exit('bye')", r"net\.py fails when executed: SystemExit: bye \(at .*net\.py:2\)"),
+    ("def make(", r"net\.py fails when executed: SyntaxError"),
+    ("def make():\n    raise BaseException('odd')", r"net\.py:make fails when executed: BaseException: odd"),
+    ("def make():\n    raise SystemExit", r"net\.py:make fails when executed: SystemExit"),
+    ("def make():\n    return 3", r"returns a int, not a torch\.nn\.Module"),
+    ("make = 3", "defines no function 'make'"),
+    ("make = dict.fromkeys", r"net\.py:make"),
+]
+
+
+@pytest.mark.parametrize(("code", "says"), FACTORIES, ids=[code[:12] for code, _ in FACTORIES])
+def test_a_factory_that_fails_or_returns_nonsense_is_named(code: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(code)
+    with pytest.raises(TeacherError, match=says) as error:
+        phosphene.load_teacher(f"{tmp_path / 'net.py'}:make", size=8, channels=1, classes=2)
+    assert "\n" not in str(error.value)
+
+
+def test_an_interruption_of_foreign_code_is_one() -> None:
+    with pytest.raises(KeyboardInterrupt), extensions.foreign("it"):
+        raise KeyboardInterrupt
+    with pytest.raises(MemoryError), extensions.foreign("it"):
+        raise MemoryError
+
+
+@pytest.mark.parametrize("name", ["a..b", ".x", "", "no.such.module", "sys.nothing"])
+def test_a_module_that_is_none_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="no such module"):
+        extensions._import(name)
+
+
+def test_what_cannot_be_called_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch)
+    with pytest.raises(SettingsError, match=r"register_search\('mine'\) decorates 3, which cannot be called"):
+        phosphene.register_search("mine")(3)  # type: ignore[type-var]

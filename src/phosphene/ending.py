@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from . import start
+from . import plugins, start
 from .__version__ import __version__
 from .errors import Fault, PhospheneError, Stopped, is_memory, shown
 
@@ -83,10 +83,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _fault(error: BaseException) -> End:
-    """A fault of the program, or of code of the user's that it called."""
+    """A fault of the program, or of code of the user's that it called: a space of their own, say."""
     what = line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     file = write_traceback(error)
     where = f"the traceback is in {file}" if file else f"at {_place(error)}, and no file could be written"
+    if own := plugins.place(error):
+        return End(f"{own} fails: {what}; mend this code ({where})", type(error).__name__, MENDABLE)
     return End(f"{what}: a fault of the program; {where}; please report it", type(error).__name__, FAULT)
 
 

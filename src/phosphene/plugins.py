@@ -11,6 +11,7 @@ first looked up by name. A run folder stores only that name: reading a file neve
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -18,12 +19,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from .errors import SettingsError
+from .errors import Estimate, PhospheneError, SettingsError, is_memory, shown
 
 CODE = "PHOSPHENE_CODE"
 """The environment variable: FILE.py or the name of a module; several with ``os.pathsep`` between, a colon."""
@@ -35,6 +37,7 @@ SEARCHES: dict[str, Callable[..., Any]] = {}
 Thing = TypeVar("Thing", bound=Callable[..., Any])
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 _executed: set[str] = set()
+_files: set[str] = set()  # of code of the user's, as tracebacks name them
 
 
 def register_space(name: str, notation: str | None = None) -> Callable[[Thing], Thing]:
@@ -54,6 +57,7 @@ def register_space(name: str, notation: str | None = None) -> Callable[[Thing], 
         raise SettingsError(f"the notation of space {name!r} is no regular expression: {error}") from error
 
     def keep(space: Thing) -> Thing:
+        _check_callable("space", name, space)
         SPACES[name] = space
         NOTATIONS.pop(name, None)
         if pattern is not None:
@@ -74,10 +78,37 @@ def register_search(name: str) -> Callable[[Thing], Thing]:
     _check(name)
 
     def keep(search: Thing) -> Thing:
+        _check_callable("search", name, search)
         SEARCHES[name] = search
         return search
 
     return keep
+
+
+@contextlib.contextmanager
+def foreign(where: str, kind: type[PhospheneError] = SettingsError) -> Iterator[None]:
+    """Around code of the user's: whatever it raises, an exit too, is one of our errors with the place in that code.
+
+    Our own errors pass, as do interruptions and the want of memory.
+    """
+    try:
+        yield
+    except (PhospheneError, Estimate, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        if is_memory(error):
+            raise
+        at = place(error)
+        what = f"{type(error).__name__}: {shown(error, str)}" if str(error) else type(error).__name__
+        raise kind(f"{where} fails when executed: {what}" + (f" (at {at})" if at else "")) from error
+
+
+def place(error: BaseException) -> str | None:
+    """``FILE.py:LINE``: the innermost place in code of the user's that the error came from; None without one."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in _files]
+    if isinstance(error, SyntaxError) and error.filename in _files:
+        return f"{error.filename}:{error.lineno}"
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 def load() -> None:
@@ -106,13 +137,17 @@ def execute(path: Path, prefix: str = "phosphene_code") -> ModuleType:
     if not path.is_file():
         raise SettingsError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"{prefix}_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
+    if spec is None or spec.loader is None:
+        raise SettingsError(f"{path} is no Python file; its name should end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look for it
+    _files.add(str(module.__file__))
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SettingsError(f"{path} fails when executed: {type(error).__name__}: {error}") from error
+        with foreign(str(path)):
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
     return module
 
 
@@ -123,15 +158,24 @@ def code(space: str, search: str) -> dict[str, str]:
 
 
 def _import(name: str) -> None:
-    try:
-        if name.endswith(".py"):
+    if name.endswith(".py"):
+        try:
             execute(Path(name))
-        else:
-            importlib.import_module(name)
-    except SettingsError as error:
-        raise SettingsError(f"{CODE}={name}: {error}") from error
-    except ImportError as error:
-        raise SettingsError(f"{CODE}={name}: no such module ({error}); a file ends in .py") from error
+        except SettingsError as error:
+            raise SettingsError(f"{CODE}={name}: {error}") from error
+        return
+    try:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}")
+    except (ImportError, ValueError, AttributeError, TypeError) as error:
+        raise SettingsError(f"{CODE}={shown(name, str)}: no such module ({error}); a file ends in .py") from error
+    with foreign(f"{CODE}={name}"):
+        _files.add(str(importlib.import_module(name).__file__))
+
+
+def _check_callable(kind: str, name: str, thing: Any) -> None:
+    if not callable(thing):
+        raise SettingsError(f"register_{kind}({name!r}) decorates {shown(thing)}, which cannot be called")
 
 
 def _digest(thing: Callable[..., Any]) -> str:
@@ -144,5 +188,5 @@ def _digest(thing: Callable[..., Any]) -> str:
 
 
 def _check(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise SettingsError(f"{name!r} names no space and no search; take small letters, digits and hyphens")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise SettingsError(f"{shown(name)} names no space and no search; take small letters, digits and hyphens")

@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import plugins
 from ..core import Architecture, SearchSpace
-from ..errors import ArchitectureError, SettingsError
+from ..errors import ArchitectureError, SettingsError, shown
 from ..models import MODELS
 from ..models.zoo import is_zoo
 from . import nasbench201
@@ -63,12 +63,14 @@ def space(spec: dict[str, Any]) -> SearchSpace:
     takes = inspect.signature(available[name]).parameters
     if extra := sorted(settings.keys() - takes):
         raise ArchitectureError(f"a {name} space has no setting {extra[0]!r}; it has: {', '.join(takes)}")
-    try:
-        built = available[name](**settings)
-    except (TypeError, ValueError) as error:
-        raise ArchitectureError(f"a {name} space cannot be made of {settings}: {error}") from error
-    if built.spec.get("name") != name:
-        raise ArchitectureError(f"the spec of a {name} space is named {built.spec.get('name')!r}; call it {name!r}")
+    with plugins.foreign(f"a {name} space", ArchitectureError):
+        try:
+            built = available[name](**settings)
+            made = built.spec.get("name")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ArchitectureError(f"a {name} space cannot be made of {shown(settings)}: {error}") from error
+    if made != name:
+        raise ArchitectureError(f"the spec of a {name} space is named {made!r}; call it {name!r}")
     return built
 
 

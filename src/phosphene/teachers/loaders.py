@@ -176,11 +176,13 @@ def _python(text: str) -> Source:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise TeacherError(f"{path} defines no function {attribute!r}")
-    taken = inspect.signature(factory).parameters
+    with plugins.foreign(text, TeacherError):
+        taken = inspect.signature(factory).parameters
 
     def build(classes: int | None, channels: int | None) -> nn.Module:
         chosen = {"classes": classes, "channels": channels}
-        net = factory(**{k: v for k, v in chosen.items() if k in taken and v is not None})
+        with plugins.foreign(text, TeacherError):
+            net = factory(**{k: v for k, v in chosen.items() if k in taken and v is not None})
         if not isinstance(net, nn.Module):
             raise TeacherError(f"{text} returns a {type(net).__name__}, not a torch.nn.Module")
         return net
