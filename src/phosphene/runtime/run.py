@@ -16,24 +16,24 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 from ..errors import Estimate, RunError, Stopped
 from ..settings import RunSettings
-from ..storage import lock, whole
+from ..storage import lock
 from ..storage.typed import defined, read_json, write_json
 from . import checkpoint, environment, identity
 from .finite_states import FiniteStates
 from .machine import Machine
+from .metrics import Metrics
 from .progress import Progress, interrupted, say
 
 _ESTIMATED_STEPS = 4
@@ -50,8 +50,7 @@ class Run:
         self._needs: dict[str, Any] = {"minutes": 0.0, "disk_mib": 0.0, "phases": {}}
         self._figures: dict[str, Any] = {}
         self._phase, self._step = "", 0
-        self._metrics: TextIO | None = None
-        self._lines: list[str] = []  # of metrics.jsonl
+        self._metrics: Metrics | None = None
         self._began, self._seconds = time.monotonic(), 0.0
         self._signal: int | None = None
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -171,9 +170,7 @@ class Run:
         """Append one line to `metrics.jsonl` (rank 0) and show it beside the progress; never log times."""
         self._figures = {name: _plain(value) for name, value in figures.items()}
         if self.machine.rank == 0 and not self.estimating:
-            line = json.dumps(defined({"phase": self._phase, "step": self._step, **self._figures})) + "\n"
-            self._metrics_file().write(line)
-            self._lines.append(line)
+            self._logged().append({"phase": self._phase, "step": self._step, **self._figures})
 
     def disk(self, size: int) -> None:
         """Say how many bytes this run will write (for `--estimate`)."""
@@ -185,7 +182,7 @@ class Run:
             raise self._estimated()
         self.machine.barrier()
         if self.machine.rank == 0:
-            self._close_metrics()
+            self._logged().close()
             write_json(self.path / "timing.json", {"seconds": round(self._elapsed(), 1)})
             write_json(self.path / "result.json", result)
         self.machine.barrier()
@@ -229,15 +226,13 @@ class Run:
         return self.durable and (step % 10 == 9 or every == 0) and self.machine.any(flag)
 
     def _save(self, phase: str, step: int, states: dict[str, Any], path: Path) -> None:
-        metrics = self._metrics_file() if self.machine.rank == 0 else None
-        if metrics is not None:
-            metrics.flush()
-            os.fsync(metrics.fileno())
+        if self.machine.rank == 0:
+            self._logged().flush()
         payload = {
             "phase": phase,
             "step": step,
             "world": self.machine.world,
-            "metrics": "".join(self._lines),
+            "metrics": self._logged().text if self.machine.rank == 0 else "",
             "seconds": self._elapsed(),
             "states": {name: checkpoint.capture(thing) for name, thing in states.items()},
             "randomness": checkpoint.capture_randomness(),
@@ -262,7 +257,7 @@ class Run:
         if saved["step"] >= total:
             return total + 1  # done before: nothing to run and nothing to save
         if self.machine.rank == 0:
-            self._restore_metrics(saved["metrics"])
+            self._logged().restore(saved["metrics"])
         return int(saved["step"])
 
     def _saved(self, phase: str, alone: bool) -> dict[str, Any] | None:
@@ -289,30 +284,11 @@ class Run:
             say(f"{path} is damaged; going on from the state before it", logging.WARNING)
             return None
 
-    def _metrics_file(self) -> TextIO:
+    def _logged(self) -> Metrics:
         """`metrics.jsonl`, with what was logged up to the newest sound state."""
         if self._metrics is None:
-            self._metrics = open(self.path / "metrics.jsonl", "a+")  # noqa: SIM115  open as long as the run is
-            self._restore_metrics(self._newest())
+            self._metrics = Metrics(self.path / "metrics.jsonl", self._newest())
         return self._metrics
-
-    def _restore_metrics(self, text: str | int) -> None:
-        """Write the file as it was at a saved state, whatever became of it since."""
-        file = self._metrics_file()
-        file.seek(0)
-        if isinstance(text, int):  # a state of version 0.2 has the length alone
-            text = file.read(text)
-        file.truncate(0)
-        file.write(text)
-        file.flush()
-        self._lines = text.splitlines(keepends=True)
-
-    def _close_metrics(self) -> None:
-        """Close the file; written anew where it was removed or emptied while the run went on."""
-        self._metrics_file().close()
-        path, text = self.path / "metrics.jsonl", "".join(self._lines)
-        if not path.exists() or path.stat().st_size != len(text.encode()):
-            whole.write(path, text)
 
     def _newest(self) -> str | int:
         """What `metrics.jsonl` had, or how long it was, at the newest sound state of any phase."""
