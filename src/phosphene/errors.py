@@ -129,8 +129,9 @@ def shown(value: object, form: Callable[[Any], str] = repr, most: int = LONGEST)
     """A value as a message shows it: one line, not long, whatever it is."""
     try:
         text = form(value)
-    except ValueError:  # a whole number of more than 4,300 digits
-        text = "a whole number too long to print"
+    except Exception:  # of a class of others, nested without end, or a number of more than 4,300 digits
+        number = isinstance(value, int)
+        text = "a whole number too long to print" if number else f"a {type(value).__name__} that cannot be printed"
     text = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text[: most + 1])
     return text if len(text) <= most else text[:most] + "…"
 

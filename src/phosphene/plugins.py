@@ -86,10 +86,12 @@ def register_search(name: str) -> Callable[[Thing], Thing]:
 
 
 @contextlib.contextmanager
-def foreign(where: str, kind: type[PhospheneError] = SettingsError) -> Iterator[None]:
+def foreign(
+    where: str, kind: type[PhospheneError] = SettingsError, failure: str = "fails when executed"
+) -> Iterator[None]:
     """Around code of the user's: whatever it raises, an exit too, is one of our errors with the place in that code.
 
-    Our own errors pass, as do interruptions and the want of memory.
+    Errors begin with `where` and `failure`. Our own errors pass, as do interruptions and the want of memory.
     """
     try:
         yield
@@ -99,8 +101,9 @@ def foreign(where: str, kind: type[PhospheneError] = SettingsError) -> Iterator[
         if is_memory(error):
             raise
         at = place(error)
-        what = f"{type(error).__name__}: {shown(error, str)}" if str(error) else type(error).__name__
-        raise kind(f"{where} fails when executed: {what}" + (f" (at {at})" if at else "")) from error
+        said = shown(error, str)
+        what = f"{type(error).__name__}: {said}" if said else type(error).__name__
+        raise kind(f"{where} {failure}: {what}" + (f" (at {at})" if at else "")) from error
 
 
 def place(error: BaseException) -> str | None:

@@ -359,7 +359,7 @@ def test_specs_are_json_and_follow_the_shape(kind):
         ("shufflenet", {"dropout": 1.0}, "--dropout"),
         ("mbconv", {"depths": [4]}, "six depths"),
         ("mbconv", {"cells": 3}, "no setting 'cells'; it has: shape"),
-        ("mbconv", {"widths": 3}, "cannot be made"),
+        ("mbconv", {"widths": 3}, "widths should be a list of whole numbers"),
     ],
 )
 def test_settings_that_cannot_be(kind, setting, says):

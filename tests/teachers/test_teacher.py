@@ -419,3 +419,138 @@ def test_weights_pass_on_what_is_said_of_the_network_alone():
     assert Search(channels=4).load(loaded) is loaded
     with pytest.raises(TeacherError, match="loaded already"):
         Command(channels=4).load(loaded)
+
+
+# -- networks that lie, fail or leave ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"std": "nan"}, "--std nan"),
+        ({"std": "inf"}, "--std inf"),
+        ({"mean": "nan"}, "--mean nan"),
+        ({"mean": "1e30"}, "as large as"),
+        ({"std": "1e-30"}, "as large as"),
+        ({"std": -0.5}, "above 0"),
+        ({"size": 10_000}, "--size 10000x10000"),
+    ],
+)
+def test_an_input_that_is_no_input(given, message):
+    with pytest.raises(TeacherError, match=message):
+        teachers.load(small(), **{**NORM, **given})
+
+
+def test_weights_that_are_not_finite_are_found_in_every_source(tmp_path):
+    net = small()
+    net.bn1.running_var.fill_(float("nan"))
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import torch\ndef make():\n    net = torch.nn.Linear(3, 2)\n    net.weight.data[0, 0] = float('nan')\n"
+    )
+    file.write_text(file.read_text() + "    return net\n")
+    for source, options in ((net, NORM), ("cifar-resnet8", {"checkpoint": tmp_path / "w.safetensors"})):
+        with pytest.raises(TeacherError, match=r"bn1\.running_var has 16 values that are NaN"):
+            teachers.load(source, **options)
+    with pytest.raises(TeacherError, match="weight has 1 value that is NaN"):
+        teachers.load(f"{file}:make", **NORM)
+
+
+class Answers(nn.Module):
+    """Gives what it is told to, for images that are not black."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        good = torch.zeros(len(x), 3)
+        return self.answer(x, good) if float(x.abs().max()) > 0 else good
+
+
+def leave(x, good):
+    raise SystemExit(3)
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def unspeakable(x, good):
+    raise UnspeakableError
+
+
+ANSWERS = {
+    "NaN": (lambda x, good: good * float("nan"), "logits of 1 of 1 images are NaN"),
+    "infinities": (lambda x, good: good - float("inf"), "logits of 1 of 1 images are NaN or infinite"),
+    "a tuple": (lambda x, good: (good, good), r"gives tuple for 1 images"),
+    "nothing": (lambda x, good: None, "gives NoneType"),
+    "another shape": (lambda x, good: good[:, :2], r"gives \(1, 2\) for 1 images"),
+    "an exit": (leave, r"fails on 1 images: SystemExit: 3"),
+    "an error without words": (unspeakable, r"fails on 1 images: UnspeakableError"),
+    "an unknown key": (lambda x, good: {}["key"], "KeyError"),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_answers_that_are_no_logits(answer):
+    give, message = ANSWERS[answer]
+    with pytest.raises(TeacherError, match=message):
+        teachers.load(Answers(give), mean=0, std=1, size=4, channels=1)
+
+
+def test_logits_and_soft_labels_are_finite_or_an_error():
+    loaded = teachers.load(Answers(lambda x, good: good / (x.flatten(1).amax(1, keepdim=True) < 5)), **NORM)
+    pixels = torch.rand(4, 3, 8, 8)
+    assert loaded.logits(pixels).isfinite().all()
+    pixels[1:3] = 9.0
+    with pytest.raises(TeacherError, match=r"Answers: the logits of 2 of 4 images are NaN"):
+        loaded.logits(pixels, batch=2)
+    data = ImageDataset.from_arrays(
+        np.zeros((4, 3, 8, 8), np.uint8), labels=np.zeros(4), classes=3, mean=[0.5] * 3, std=[0.25] * 3
+    )
+    with pytest.raises(TeacherError, match=r"Answers: the logits of 2 images are NaN"):
+        loaded.soft_labels(loaded.normalise(pixels), data, 1.0, machine("cpu", "fp32"))
+
+
+FACTORIES = {
+    "raises": ("raise KeyError('lost')", "KeyError"),
+    "exits": ("import sys; sys.exit('gone')", "SystemExit: gone"),
+    "returns text": ("return 'net'", "returns a str"),
+    "returns a class": ("return torch.nn.Linear", "returns a type"),
+    "is endless": ("return make()", "RecursionError"),
+    "has lazy layers": ("return torch.nn.LazyLinear(3)", "lazy layer"),
+    "has a sparse weight": (
+        "n = torch.nn.Linear(2, 2); n.register_buffer('s', torch.eye(2).to_sparse()); return n",
+        "sparse",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FACTORIES)
+def test_a_factory_of_others(tmp_path, what):
+    body, message = FACTORIES[what]
+    file = tmp_path / "mine.py"
+    file.write_text(f"import torch\ndef make():\n    {body}\n")
+    with pytest.raises(TeacherError, match=message) as caught:
+        teachers.load(f"{file}:make", **NORM)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_that_exits_and_a_factory_without_signature(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("raise SystemExit(1)\n")
+    with pytest.raises(TeacherError, match="SystemExit"):
+        teachers.load(f"{file}:make", **NORM)
+    file.write_text("make = dict\nodd = type('Odd', (), {'__signature__': 3, '__call__': lambda self: 4})()\n")
+    for name in ("make", "odd"):
+        with pytest.raises(TeacherError, match="not a torch"):
+            teachers.load(f"{file}:{name}", **NORM)
+
+
+def test_a_name_longer_than_any_file():
+    with pytest.raises(TeacherError, match="File name too long") as caught:
+        teachers.load("n" * 10_000, **NORM)
+    assert len(str(caught.value)) < 1000

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .. import plugins
 from ..core import Architecture, SearchSpace
 from ..errors import ArchitectureError, SettingsError, shown
@@ -19,9 +21,10 @@ from .darts import genotype
 from .darts.space import DartsSpace
 from .fixed import FixedSpace, PrunedSpace
 from .generator import space as generator
+from .spec import check, check_size
 from .width import space as width
 
-__all__ = ["NAMED", "SPACES", "architecture", "known", "published", "space"]
+__all__ = ["NAMED", "SPACES", "architecture", "known", "network", "published", "space"]
 
 SPACES: dict[str, Callable[..., SearchSpace]] = {
     "darts": DartsSpace,
@@ -55,23 +58,38 @@ def space(spec: dict[str, Any]) -> SearchSpace:
     Raises:
         ArchitectureError: the spec names no space, or has settings that its space does not take.
     """
-    settings, available = dict(spec), known()
+    available = known()
+    settings = dict(spec)
     name = settings.pop("name", None)
-    if name not in available:
+    if not isinstance(name, str) or name not in available:
         own = f"; one of your own is registered by the file that {plugins.CODE} names"
-        raise ArchitectureError(f"no space is called {name!r}; there are: {', '.join(available)}{own}")
+        raise ArchitectureError(f"no space is called {shown(name)}; there are: {', '.join(available)}{own}")
     takes = inspect.signature(available[name]).parameters
     if extra := sorted(settings.keys() - takes):
-        raise ArchitectureError(f"a {name} space has no setting {extra[0]!r}; it has: {', '.join(takes)}")
+        raise ArchitectureError(f"a {name} space has no setting {shown(extra[0])}; it has: {', '.join(takes)}")
+    if name in SPACES:
+        check(name, settings)
     with plugins.foreign(f"a {name} space", ArchitectureError):
         try:
             built = available[name](**settings)
             made = built.spec.get("name")
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ArchitectureError(f"a {name} space cannot be made of {shown(settings)}: {error}") from error
+        except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError, RecursionError) as error:
+            why = shown(error, str)
+            raise ArchitectureError(f"a {name} space cannot be made of {shown(settings)}: {why}") from error
     if made != name:
         raise ArchitectureError(f"the spec of a {name} space is named {made!r}; call it {name!r}")
     return built
+
+
+def network(architecture: Architecture) -> nn.Module:
+    """The network of an architecture with fresh weights, drawn from torch's global random state.
+
+    Raises:
+        ArchitectureError: the architecture does not fit its space, or the machine's memory.
+    """
+    built = space(architecture.space)
+    check_size(lambda: built.build(architecture.choices))
+    return built.build(architecture.choices)
 
 
 def published(stem: str) -> dict[str, int]:

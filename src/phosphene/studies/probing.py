@@ -187,7 +187,7 @@ def train(probe: Probe, folder: Path | None) -> dict[str, Any]:
     if run.finished is not None:
         return run.finished
     with run.seeded("weights"):
-        net = spaces.space(architecture.space).build(architecture.choices)
+        net = spaces.network(architecture)
     size = {"params": budget.params(net), "macs": budget.macs(net, architecture.space["shape"])}
     curve = _fit(run, machine.place(net).train(), Images(data, probe, machine), probe)
     test = None if probe.test is None else accuracy(net, ImageDataset.open(probe.test), data, machine)

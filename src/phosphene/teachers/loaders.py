@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import models, plugins, spaces
 from ..core import Architecture
-from ..errors import PhospheneError, SettingsError, TeacherError
+from ..errors import PhospheneError, SettingsError, TeacherError, is_memory
 from ..models import weights, zoo
 
 __all__ = ["SOURCES", "Source", "find", "pretrained", "read_network"]
@@ -59,7 +59,9 @@ def find(teacher: nn.Module | str | Path, has_checkpoint: bool, channels: int | 
         return _python(text)
     if Path(text).is_dir():
         return _run_folder(Path(text))
-    raise TeacherError(f"{text!r} names no trained network; give {SOURCES}. Models: {', '.join(sorted(models.MODELS))}")
+    raise TeacherError(
+        f"{text[:200]!r} names no trained network; give {SOURCES}. Models: {', '.join(sorted(models.MODELS))}"
+    )
 
 
 def _in_memory(net: nn.Module) -> Source:
@@ -159,6 +161,8 @@ def _fetch(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     except PhospheneError:
         raise
     except Exception as error:  # hubs raise a dozen unrelated types
+        if is_memory(error):
+            raise
         first = (str(error).splitlines() or [""])[0]
         cause = f"{type(error).__name__}: {first}"
         remedy = "give --checkpoint FILE, or to train --init FILE"
@@ -176,8 +180,7 @@ def _python(text: str) -> Source:
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise TeacherError(f"{path} defines no function {attribute!r}")
-    with plugins.foreign(text, TeacherError):
-        taken = inspect.signature(factory).parameters
+    taken = _parameters(factory)
 
     def build(classes: int | None, channels: int | None) -> nn.Module:
         chosen = {"classes": classes, "channels": channels}
@@ -188,6 +191,14 @@ def _python(text: str) -> Source:
         return net
 
     return Source(text, build, resizable="classes" in taken)
+
+
+def _parameters(factory: Callable[..., object]) -> frozenset[str]:
+    """Names of the arguments that a factory takes; none where it cannot tell, as some classes written in C."""
+    try:
+        return frozenset(inspect.signature(factory).parameters)
+    except (TypeError, ValueError):
+        return frozenset()
 
 
 def _run_folder(folder: Path) -> Source:
@@ -222,7 +233,7 @@ def read_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         raise TeacherError(f"{folder / 'network.json'} is damaged ({error}); train again") from error
     architecture = Architecture.load(folder / "arch.json")
     with torch.random.fork_rng(devices=[]):
-        net = spaces.space(architecture.space).build(architecture.choices)
+        net = spaces.network(architecture)
     weights.fit(net, weights.read(folder / "weights.safetensors"), str(folder / "weights.safetensors"))
     info |= {"shape": tuple(shape), "classes": int(classes), "mean": tuple(mean), "std": tuple(std)}
     return net.eval(), info

@@ -5,8 +5,9 @@ A teacher is a network together with the shape and normalisation of its input; `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import plugins
 from ..data.card import Card, read_names, read_size
 from ..data.dataset import ImageDataset
 from ..errors import DatasetError, SettingsError, TeacherError
+from ..models.weights import check as check_weights
 from ..models.weights import digest, fit, head, stem
 from ..models.weights import read as read_weights
 from ..runtime.machine import Machine
@@ -29,6 +32,27 @@ __all__ = ["Teacher", "check_images", "load", "open_test", "outputs", "read_name
 
 NPZ = (("x_test", "y_test"), ("test_images", "test_labels"), ("images", "labels"))
 Numbers = str | float | Sequence[float] | None
+HIGHEST = 1e6  # of normalised pixels: beyond it a --std is a slip of the finger
+LARGEST = 1 << 26  # values of one image
+SELDOM = 64  # batches from one look at the logits on a GPU to the next: each look waits for it
+
+
+class Watch:
+    """Counts images whose logits are not finite, without waiting for a GPU at each batch."""
+
+    def __init__(self) -> None:
+        self._bad: Tensor | None = None
+        self._batches = 0
+
+    def add(self, logits: Tensor) -> int:
+        """The images since the last look; 0 until the next one is due."""
+        bad = (~logits.isfinite()).any(1).sum()
+        self._bad = bad if self._bad is None or self._bad.device != bad.device else self._bad + bad
+        self._batches += 1
+        if bad.device.type != "cpu" and self._batches % SELDOM:
+            return 0
+        count, self._bad = int(self._bad), None
+        return count
 
 
 @dataclass(frozen=True)
@@ -43,6 +67,7 @@ class Teacher:
     class_names: tuple[str, ...] | None
     name: str
     fingerprint: str
+    watch: Watch = field(default_factory=Watch, compare=False, repr=False)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """uint8 in 0..255 or float in [0, 1], ``(N, C, H, W)`` -> float32, as the network wants it."""
@@ -54,13 +79,28 @@ class Teacher:
     def logits(self, pixels: Tensor, machine: Machine | None = None, batch: int = 500) -> Tensor:
         """Pixels ``(N, C, H, W)`` as for `normalise` -> float32 logits ``(N, K)`` on the pixels' device."""
         machine = machine or Machine(pixels.device, channels_last=False)
-        net = machine.place(self.net)
-        parts = []
-        for chunk in pixels.split(batch):
-            inputs = self.normalise(machine.place(chunk))
-            with machine.autocast():
-                parts.append(net(inputs).float().to(pixels.device))
-        return torch.cat(parts) if parts else torch.zeros(0, self.classes, device=pixels.device)
+        parts = [self._answer(self.normalise(machine.place(chunk)), machine) for chunk in pixels.split(batch)]
+        if not parts:
+            return torch.zeros(0, self.classes, device=pixels.device)
+        logits = torch.cat([part.to(pixels.device) for part in parts])
+        self._check(int((~logits.isfinite()).any(1).sum()), f"of {len(logits)} images")
+        return logits
+
+    def _answer(self, inputs: Tensor, machine: Machine) -> Tensor:
+        """float32 logits ``(N, K)`` of normalised inputs; whatever the network's own code does wrong is named."""
+        with plugins.foreign(self.name, TeacherError, f"fails on {len(inputs)} images"), machine.autocast():
+            logits = machine.place(self.net)(inputs)
+        expected = (len(inputs), self.classes)
+        if not isinstance(logits, Tensor) or logits.shape != expected:
+            kind = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise TeacherError(f"{self.name} gives {kind} for {len(inputs)} images, not logits {expected}")
+        return logits.float()
+
+    def _check(self, bad: int, of: str) -> None:
+        """Raise `TeacherError` where the logits of some images are not finite."""
+        if bad:
+            remedy = "look at its weights and at --mean and --std"
+            raise TeacherError(f"{self.name}: the logits of {bad} {of} are NaN or infinite; {remedy}")
 
     @torch.no_grad()
     def soft_labels(self, inputs: Tensor, data: ImageDataset, temperature: float, machine: Machine) -> Tensor:
@@ -69,9 +109,9 @@ class Teacher:
         if not torch.allclose(expected, present, atol=1e-6):
             (mean, std), (m, s) = (pair.to(inputs).view(2, 1, -1, 1, 1) for pair in (present, expected))
             inputs = (inputs * std + mean - m) / s
-        with machine.autocast():
-            logits: Tensor = machine.place(self.net)(machine.place(inputs))
-        sharp = logits.float() / temperature
+        logits = self._answer(machine.place(inputs), machine)
+        self._check(self.watch.add(logits), "images")
+        sharp = logits / temperature
         return sharp.sigmoid() if data.card.task == "multi" else sharp.softmax(1)
 
     def card(self, name: str, origin: str, recipe: dict[str, Any], **own: Any) -> Card:
@@ -157,15 +197,20 @@ def load(
             raise TeacherError("this teacher is loaded already: leave out checkpoint, mean, std, size and the like")
         return teacher
     weights = read_weights(checkpoint) if checkpoint is not None else None
-    with torch.random.fork_rng(devices=[]):  # building initializes weights that are overwritten
-        source = find(teacher, checkpoint is not None, channels)
-        net = _build(source, weights, classes, channels)
-    if weights is not None:
-        fit(net, weights, f"{checkpoint}")
-    elif not source.trained:
-        raise TeacherError(f"{source.name} is a design without weights; give --checkpoint FILE")
-    net.eval().requires_grad_(False)
-    return _settle(source, net, mean, std, size, channels, classes, class_names)
+    shown = type(teacher).__name__ if isinstance(teacher, nn.Module) else str(teacher)[:200]
+    with plugins.foreign(shown, TeacherError, "cannot be used as a trained network"):
+        with torch.random.fork_rng(devices=[]):  # building initializes weights that are overwritten
+            source = find(teacher, checkpoint is not None, channels)
+            net = _build(source, weights, classes, channels)
+        if weights is not None:
+            fit(net, weights, f"{checkpoint}")
+        elif not source.trained:
+            raise TeacherError(f"{source.name} is a design without weights; give --checkpoint FILE")
+        else:
+            check_weights(net.state_dict(), source.name)
+        net.eval()
+        net.requires_grad_(False)
+        return _settle(source, net, mean, std, size, channels, classes, class_names)
 
 
 def _build(source: Source, weights: dict[str, Tensor] | None, classes: int | None, channels: int | None) -> nn.Module:
@@ -201,16 +246,37 @@ def _settle(
     planes = channels or (first.shape[1] if first is not None else 3)
     means = _per_channel("--mean", mean, source.mean, planes, source.name)
     stds = _per_channel("--std", std, source.std, planes, source.name)
-    if min(stds) <= 0:
-        raise TeacherError(f"--std {stds}: every value must be above 0")
+    _check_normalisation(means, stds)
     shape = (planes, *side)
+    if math.prod(shape) > LARGEST:
+        raise TeacherError(f"--size {side[0]}x{side[1]}: an image has {math.prod(shape)} values, more than {LARGEST}")
     count = outputs(net, shape, source.name)
     if classes is not None and classes != count:
         raise TeacherError(f"--classes {classes}: {source.name} has {count} outputs; leave the flag out")
     names = read_names(class_names, count)
     if names is None and source.class_names is not None and len(source.class_names) == count:
         names = source.class_names
-    return Teacher(net, means, stds, shape, count, names, source.name, digest(net, means, stds))
+    loaded = Teacher(net, means, stds, shape, count, names, source.name, digest(net, means, stds))
+    device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    loaded.logits(torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)).to(device))  # raises
+    return loaded
+
+
+def _check_normalisation(means: tuple[float, ...], stds: tuple[float, ...]) -> None:
+    """Raise `TeacherError` where pixels in [0, 1] cannot be normalised by these."""
+    for flag, numbers in (("--mean", means), ("--std", stds)):
+        if not all(map(math.isfinite, numbers)):
+            raise TeacherError(f"{flag} {_listed(numbers)}: every value must be a finite number, like 0.25")
+    if min(stds) <= 0:
+        raise TeacherError(f"--std {_listed(stds)}: every value must be above 0")
+    highest = max(max(abs(m), abs(1 - m)) / s for m, s in zip(means, stds, strict=True))
+    if highest > HIGHEST:
+        both = f"--mean {_listed(means)} and --std {_listed(stds)}"
+        raise TeacherError(f"{both} make pixels in [0, 1] as large as {highest:.1e}; give those of such pixels")
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ",".join(f"{number:g}" for number in numbers)
 
 
 def _per_channel(
@@ -224,7 +290,7 @@ def _per_channel(
             chosen.split(",") if isinstance(chosen, str) else [chosen] if isinstance(chosen, float | int) else chosen
         )
         numbers = tuple(float(part) for part in parts or ())
-    except ValueError as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise SettingsError(f"{flag} {value} is not numbers with commas between, like 0.49,0.48,0.45") from error
     if len(numbers) == 1:
         return numbers * channels
@@ -236,15 +302,18 @@ def _per_channel(
 def outputs(net: nn.Module, shape: Sequence[int], name: str) -> int:
     """The number of logits; raises `TeacherError` where the network fails on one image, or is no classifier."""
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    size = "x".join(map(str, shape))
+    remedy = "give --size or --channels"
     try:
-        with torch.no_grad():
+        with torch.no_grad(), plugins.foreign(name, TeacherError, f"fails on a {size} image"):
             output = net(torch.zeros(1, *shape, device=device))
-    except (RuntimeError, ValueError, AssertionError, TypeError) as error:
-        size = "x".join(map(str, shape))
-        raise TeacherError(f"{name} fails on a {size} image ({error}); give --size or --channels") from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1:
+    except TeacherError as error:
+        raise TeacherError(f"{error}; {remedy}") from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1 or not output.shape[1]:
         kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise TeacherError(f"{name} is not a classifier: for one image it gives {kind}, not logits (1, classes)")
+    if not bool(output.isfinite().all()):
+        raise TeacherError(f"{name}: the logits of an image of mean pixels are NaN or infinite; look at its weights")
     return output.shape[1]
 
 
@@ -318,6 +387,8 @@ def accuracy(teacher: Teacher, data: ImageDataset, machine: Machine | None = Non
     for what, theirs, ours in (("shape", tuple(card.shape), teacher.shape), ("classes", card.classes, teacher.classes)):
         if theirs != ours:
             raise DatasetError(f"{card.name} has {what} {theirs}, but {teacher.name} has {ours}; give another data set")
+    if not len(data):
+        raise DatasetError(f"{card.name} holds no images; give another data set")
     right = 0
     for start in range(0, len(data), batch):
         index = torch.arange(start, min(start + batch, len(data)))

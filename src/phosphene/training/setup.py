@@ -163,7 +163,7 @@ def build(arch: Architecture | nn.Module, planned: Architecture | None) -> nn.Mo
     if isinstance(arch, nn.Module):
         return copy.deepcopy(arch)
     assert planned is not None
-    return spaces.space(planned.space).build(planned.choices)
+    return spaces.network(planned)
 
 
 def finish(net: nn.Module, planned: Architecture | None) -> tuple[nn.Module, Architecture | None]:

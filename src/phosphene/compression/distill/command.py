@@ -177,7 +177,7 @@ class Generator:
         """The network for the teacher's images, with fresh weights."""
         if self.architecture is None:
             return DfadGenerator(self.latent, teacher.shape, self.scale, pixels=self.pixels)
-        return spaces.space(self.architecture.space).build(self.architecture.choices)
+        return spaces.network(self.architecture)
 
 
 def _alternate(

@@ -255,7 +255,7 @@ def design_of(source: Teacher | nn.Module | str, teacher: Teacher) -> Architectu
     try:
         design = spaces.architecture(name, classes=teacher.classes, shape=teacher.shape)
         with torch.device("meta"):
-            net = spaces.space(design.space).build(design.choices)
+            net = spaces.network(design)
     except PhospheneError:
         return None
     return design if alike(net, teacher.net) else None

@@ -141,7 +141,7 @@ class Turns:
     def __init__(self, job: Job[Generated], generator: Generator) -> None:
         self.job, self.generator, self.machine = job, generator, job.run.machine
         with job.run.seeded("generator"):
-            net = spaces.space(generator.architecture.space).build(generator.architecture.choices)
+            net = spaces.network(generator.architecture)
         if generator.start is not None:  # a warm-up of its own, which does not depend on the bits
             net.load_state_dict(generator.start.net.state_dict())
         self.net: nn.Module = self.machine.place(net).train(generator.learns).requires_grad_(generator.learns)

@@ -138,7 +138,7 @@ def optimise(
     machine, steps = run.machine, settings.steps
     share = max(2, settings.batch // machine.world)  # BatchNorm needs two
     with run.seeded("generator"):
-        net = machine.place(spaces.space(architecture.space).build(architecture.choices))  # G
+        net = machine.place(spaces.network(architecture))  # G
     machine.agree(net)
     adam = torch.optim.Adam(net.parameters(), settings.lr, BETAS)  # GDFQ: 1e-3
     for step in run.steps("generator", steps, net=net, adam=adam):
@@ -218,7 +218,7 @@ def load(path: str | Path) -> Trained:
         raise SettingsError(f"--generator {path}: generator.json cannot be read ({error})") from error
     architecture = spaces.architecture(folder / "arch.json")
     with torch.random.fork_rng(devices=[]):
-        net = spaces.space(architecture.space).build(architecture.choices)
+        net = spaces.network(architecture)
     fit(net, read_weights(folder / "weights.safetensors", "--generator"), str(path))
     net.eval().requires_grad_(False)
     return Trained(architecture, net, seen, digest(net))
