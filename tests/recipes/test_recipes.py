@@ -352,6 +352,122 @@ def test_every_mistake_is_found_before_anything_runs(tmp_path, old, new, message
     assert CALLED == [] and not (tmp_path / "o").exists()
 
 
+STAGE = 'name = "dough"\ncall = "make"'
+TYPES = [
+    ("[scales.smoke]\ncore_minutes = 2\namount = 3", "[scales]\nsmoke = 3\n[x]\na = 1", "scales.smoke should be"),
+    ("core_minutes = 2", 'core_minutes = "two"', "core_minutes should be a number of minutes (got 'two')"),
+    ("core_minutes = 2", "core_minutes = nan", "scales.smoke.core_minutes should be a finite number (got nan)"),
+    ("amount = 3", "amount = { a = 1 }", "scales.smoke.amount should be text, a number, true or false"),
+    ("amount = 3", "amount = 2020-01-01", "scales.smoke.amount should be text, a number, true or false"),
+    ('title = "Bread"', "title = 3", "title should be a valid string (got 3)"),
+    ('notes = ["salted"]', 'notes = "salted"', "notes should be a valid list (got 'salted')"),
+    ('notes = ["salted"]', "notes = [3]", "notes.0 should be a valid string (got 3)"),
+    ("[defaults.make]\namount = \"{amount}\"", "[defaults]\nmake = 3", "defaults.make should be"),
+    ("[defaults.make]", "[defaults.mkae]", "'mkae'; did you mean 'make'"),
+    ('[[stage]]\nname = "feast"', 'x = 1\n[[stage]]\nname = "feast"', "unknown key 'x'"),
+    (STAGE, STAGE.replace('"dough"', "3"), "stage.0.name should be a valid string (got 3)"),
+    (STAGE, STAGE + "\npriority = true", "stage.0.priority should be a valid integer (got True)"),
+    (STAGE, STAGE + '\nscales = "smoke"', "stage.0.scales should be a valid list"),
+    (STAGE, STAGE + "\nscales = [3]", "stage.0.scales.0 should be a valid string"),
+    ('with = { source = "{flour} flour" }', 'with = "rye"', "stage.0.with should be a valid dictionary (got 'rye')"),
+    ('with = { source = "{flour} flour" }', "with = { source = [[1]] }", "stage.0.with.source should be text"),
+    ('seeds = "{seeds}"', 'seeds = ["x"]', "seeds must be a list of whole numbers from 0, each once, not ['x']"),
+    ('seeds = "{seeds}"', "seeds = [-1]", "seeds must be a list of whole numbers"),
+    ('seeds = "{seeds}"', "seeds = [0, 0]", "seeds must be a list of whole numbers"),
+    ('seeds = "{seeds}"', "seeds = [true]", "seeds must be a list of whole numbers"),
+    ("cases.plain = {}", "cases.plain = 3", "stage.0.cases should be a list of names, or a table of settings"),
+    ('cases = ["plain", "rich"]', "cases = 3", "stage.1.cases should be a list of names, or a table"),
+    ('cases = ["plain", "rich"]', "cases = [3]", "stage.1.cases should have names alone"),
+    ('published = 40', "published = [40]", "[[figure]]: published"),
+    ('published = 40', "digits = 40", "digits should be less than or equal to 15 (got 40)"),
+    ('published = 40', 'times = "ten"', "[[figure]]: times should be a valid number (got 'ten')"),
+    ('published = 40', 'interval = ["a"]', "[[figure]]: interval"),
+    ('published = 40', "scales = 3", "[[figure]]: scales should be a valid list (got 3)"),
+    ('published = 40', "each = 3", "[[figure]]: each should be a valid string (got 3)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), TYPES)
+def test_a_wrong_type_is_named_with_its_key(tmp_path, old, new, message):
+    assert old in GOOD
+    with pytest.raises(RecipeError) as caught:
+        recipe.run(write(tmp_path, GOOD.replace(old, new, 1)), out=tmp_path / "o")
+    said = str(caught.value)
+    assert message in said and "\n" not in said and ".toml" in said
+    assert CALLED == [] and not (tmp_path / "o").exists()
+
+
+NONSENSE = ["x = " + "[" * 100_000, "\x00", "stage = 3", "stage = [3]", "lists = [1]", "[figure]\na = 1"]
+NONSENSE += ["x = 0x" + "f" * 9999]
+NONSENSE += ["[picture]", "[[picture]]\nname = 3", "[lists]\nrows = 3", "title = 'a'\ntitle = 'b'", "\ufeff", "= 3"]
+
+
+@pytest.mark.parametrize("text", NONSENSE, ids=range(len(NONSENSE)))
+def test_nonsense_is_no_recipe(tmp_path, text):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=r"r\.toml") as caught:
+        stages.read(str(tmp_path / "r.toml"), "smoke")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+
+
+def test_bytes_that_are_no_text_are_no_recipe(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"title = '\xff\xfe'")
+    with pytest.raises(RecipeError, match=r"r\.toml is not a recipe"):
+        stages.read(str(tmp_path / "r.toml"), "smoke")
+    for name in ("x" * 10_000, "a\0b"):
+        with pytest.raises(RecipeError, match="no recipe"):
+            stages.read(name, "smoke")
+
+
+PATHS = ["../../ESCAPED", "/tmp/ESCAPED", "a/b", "..", ".hidden", "a\\\\b", "-x", "", "x.json", "a\\nb", "x" * 200, "é"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    "where", ['name = "dough"', 'result = "bread"', "cases.rich = ", 'cases = ["plain', "[[picture]]\nname = "]
+)
+def test_a_name_is_no_path(tmp_path, name, where):
+    """A stage called `../../ESCAPED` wrote beside --out."""
+    (tmp_path / "deep" / "inner").mkdir(parents=True)
+    picture = '[[picture]]\nname = "p"\nx = "Time"\ny = "Weight"\n'
+    old = where + '"p"' if "picture" in where else where
+    new = {
+        "name": f'name = "{name}"',
+        "result": f'result = "{name}"',
+        "cases.rich ": f'cases."{name}" = ',
+        "cases ": f'cases = ["{name}',
+        "[[picture]]\nname ": f'[[picture]]\nname = "{name}"',
+    }[where.split("=")[0] if "cases" in where or "picture" in where else where.split(" ")[0]]
+    text = GOOD + picture
+    assert old in text
+    with pytest.raises(RecipeError, match="should be a name of letters, digits"):
+        recipe.run(write(tmp_path, text.replace(old, new, 1)), out=tmp_path / "deep" / "inner" / "o", record=True)
+    assert CALLED == [] and not list(tmp_path.rglob("*ESCAPED*")) and not (tmp_path / "deep" / "inner" / "o").exists()
+
+
+def test_a_state_that_is_damaged_is_named(tmp_path):
+    source, out = write(tmp_path), tmp_path / "o"
+    recipe.run(source, out=out)
+    state = out / "dough-rich-0.json"
+    good = json.loads(state.read_text())
+    for key, value in (("minutes", "x"), ("minutes", -1), ("result", 3), ("digest", None)):
+        state.write_text(json.dumps({**good, key: value}))
+        with pytest.raises(RecipeError, match=rf"dough-rich-0\.json: {key} should be .*remove it"):
+            recipe.run(source, out=out)
+    state.write_text("[" * 100_000)
+    with pytest.raises(RecipeError, match=r"dough-rich-0\.json"):
+        recipe.run(source, out=out)
+
+
+def test_a_figure_that_is_no_number_is_named(tmp_path):
+    source = write(tmp_path, GOOD.replace('key = "weight"', 'key = "inner"', 1))
+    with pytest.raises(RecipeError, match=r"its figure inner is no number, but {'x': 0.5}"):
+        recipe.run(source, out=tmp_path / "o")
+    text = GOOD.replace("@dough:weight~10%", "@dough:inner~10%")
+    with pytest.raises(RecipeError, match=r"@dough:inner~10%: no number"):
+        recipe.run(write(tmp_path, text), out=tmp_path / "p")
+
+
 def test_a_forward_reference_is_a_mistake(tmp_path):
     text = GOOD.replace('source = "{flour} flour"', 'source = "@bite"')
     with pytest.raises(RecipeError, match="no such earlier stage"):
@@ -409,6 +525,15 @@ def test_a_damaged_recorded_result_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(SettingsError, match="not a recorded result"):
         results.load(tmp_path)
+    record = {"result": "a", "scale": "cpu", "title": "t", "command": "c", "seeds": [0], "machine": {}, "minutes": 1.0}
+    line = {"label": "l", "mean": 1.0, "sd": None, "values": {}}
+    bad = [("result", "../x"), ("scale", "a/b"), ("seeds", ["x"]), ("machine", 3), ("minutes", "x"), ("figures", {})]
+    bad += [("figures", [{**line, "mean": "x"}]), ("figures", [{"label": "l"}]), ("figures", [{**line, "digits": 99}])]
+    bad += [("pictures", [{"name": "../x", "x": "a", "y": "b"}]), ("title", None), ("missing", [3]), ("notes", 3)]
+    for key, value in bad:
+        (tmp_path / "x.json").write_text(json.dumps({"figures": [line], **record, key: value}))
+        with pytest.raises(SettingsError, match=rf"x\.json: {key}"):
+            results.load(tmp_path)
 
 
 def test_the_page_of_this_checkout_is_what_its_results_say():

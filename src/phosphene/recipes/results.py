@@ -6,7 +6,6 @@ Recorded results are data: `docs/results/NAME.json`, written by recipes; `docs/r
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -18,9 +17,11 @@ from typing import Annotated, Any
 
 from ..__version__ import __version__
 from ..drawing import figure_style
-from ..errors import RecipeError, SettingsError
+from ..drawing.console_table import is_number
+from ..errors import RecipeError, SettingsError, shown
 from ..settings import Settings, command
-from ..storage.typed import read_json, write_json
+from ..storage import typed, whole
+from . import shape
 from .toml import REFERENCE, SHOWN, Job, Recipe, digest_source
 
 PREAMBLE = """# Recorded results
@@ -45,15 +46,16 @@ class JobStates:
     recipe: Recipe
     folder: Path
 
-    def of(self, job: Job) -> dict[str, Any] | None:
+    def of(self, job: Job) -> shape.State | None:
         """`digest`, `minutes` and `result` of a finished job."""
         path = self.folder / f"{job.name}.json"
-        return read_json(path) if path.exists() else None
+        remedy = f"remove it and the folder {job.name}, and run the recipe again"
+        return typed.read(path, shape.State, RecipeError, remedy) if path.exists() else None
 
-    def current(self, job: Job) -> dict[str, Any] | None:
+    def current(self, job: Job) -> shape.State | None:
         """The same; raises `RecipeError` where the job was finished with other settings."""
         state = self.of(job)
-        if state is not None and state.get("digest") != self.digest(job):
+        if state is not None and state["digest"] != self.digest(job):
             raise RecipeError(
                 f"{self.folder / job.name} was finished with other settings than {self.recipe.path} has now; "
                 f"remove it and {job.name}.json, or choose another --out"
@@ -69,7 +71,7 @@ class JobStates:
         """Mark the job as finished; raises `RecipeError` where a figure's key is not in the result."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {"digest": self.digest(job), "minutes": round(minutes, 3), "result": result}
-        write_json(self.folder / f"{job.name}.json", state)
+        typed.write_json(self.folder / f"{job.name}.json", state)
         for figure in self.recipe.figures:  # a wrong key is an error now, not hours later
             if figure["stage"] == job.stage and _is_of(figure, job):
                 self.value(job, figure["key"])
@@ -79,7 +81,7 @@ class JobStates:
         state = self.of(job)
         if state is not None and key == MINUTES:
             return state["minutes"]
-        value: Any = (state or {}).get("result")
+        value: Any = state["result"] if state else None
         for part in key.split("."):
             if not isinstance(value, dict) or part not in value:
                 there = ", ".join(value) if isinstance(value, dict) else "none"
@@ -150,6 +152,8 @@ def _values(states: JobStates, entry: dict[str, Any], jobs: list[Job]) -> dict[s
             value, seed = states.value(job, entry["key"]), job.axes.get("seed", 0)
             value = value + _minutes_of(states, entry["plus"], job) if "plus" in entry else value
             many = value if isinstance(value, list) else [value]
+            if not all(one is None or is_number(one) for one in many):
+                raise RecipeError(f"{job.name}: its figure {entry['key']} is no number, but {shown(value)}")
             keys = [f"{seed}.{k}" for k in range(len(many))] if isinstance(value, list) else [str(seed)]
             values |= {key: _number(one, entry) for key, one in zip(keys, many, strict=True)}
     return values
@@ -201,8 +205,9 @@ def record(states: JobStates, jobs: Sequence[Job], overrides: Iterable[str], tar
     }
     if recipe.pictures:
         content["pictures"] = [{k: v for k, v in one.items() if k != "scales"} for one in recipe.pictures]
-    target.mkdir(parents=True, exist_ok=True)
-    write_json(target / f"{recipe.result}-{recipe.scale}.json", content)
+    with whole.storing(target):
+        target.mkdir(parents=True, exist_ok=True)
+    typed.write_json(target / f"{recipe.result}-{recipe.scale}.json", content)
     results(target)
 
 
@@ -217,12 +222,9 @@ def load(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        missing = [field for field in FIELDS if field not in record]
-    except (ValueError, TypeError) as error:
-        raise SettingsError(f"{path} is not a recorded result ({error}); record it again") from error
-    if missing:
+    remedy = "it is not a recorded result: record it again"
+    record: dict[str, Any] = dict(typed.read(path, shape.Record, SettingsError, remedy))
+    if missing := [field for field in FIELDS if field not in record]:
         raise SettingsError(f"{path} lacks {', '.join(missing)}; record it again with `phosphene run … --record`")
     return record
 
@@ -245,7 +247,7 @@ def cores() -> int:
 
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -280,10 +282,10 @@ def results(
     page = settings.page or folder.with_suffix(".md")
     records = load(folder)
     text = render(records, folder.name)
-    if settings.check and not (page.exists() and page.read_text() == text):
+    if settings.check and not (page.is_file() and page.read_bytes() == text.encode()):
         raise SettingsError(f"{page} is not what {folder} says; run `phosphene results` and commit it")
     if not settings.check:
-        page.write_text(text)
+        whole.write(page, text)
         for record in records:
             _draw(record, folder)
     return {"results": len(records), "figures": sum(len(r["figures"]) for r in records), "page": str(page)}

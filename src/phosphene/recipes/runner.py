@@ -6,23 +6,25 @@ import heapq
 import json
 import multiprocessing
 import os
+import re
 import tempfile
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ..commands import function
-from ..errors import RecipeError, Stopped
+from ..drawing.console_table import is_number
+from ..errors import RecipeError, RunError, Stopped, shown
 from ..runtime.machine import PREFERENCES
 from ..runtime.parallel import Processes, stop_file, stoppable
 from ..runtime.progress import say
 from ..settings import OUTSIDE, Estimate, Hardware, Output, command, settings
+from ..storage import typed
 from ..storage.lock import alone_in
-from ..storage.typed import read_json
-from . import results
+from . import results, shape
 from .results import JobStates
 from .toml import REFERENCE, Job, Recipe, environment, nearest, read
 
@@ -149,10 +151,10 @@ class Task:
         began = time.monotonic()
         result = _plain(function(job.call)(**self.keywords()))
         if (out / "result.json").exists():  # says more than a data set's summary does
-            result = {**read_json(out / "result.json"), **result}
+            result = {**typed.read_json(out / "result.json"), **result}
         minutes = (time.monotonic() - began) / 60
         if (out / "timing.json").exists():  # includes the time before an interruption
-            minutes = max(minutes, float(read_json(out / "timing.json").get("seconds", 0)) / 60)
+            minutes = max(minutes, typed.read(out / "timing.json", shape.Timing)["seconds"] / 60)
         states.save(job, minutes, result)
 
     def keywords(self) -> dict[str, Any]:
@@ -179,14 +181,17 @@ class Task:
             return [environment(value, self.job.name)]
         jobs = self.states.recipe.matching(self.job, reference)
         if reference["key"]:
-            return [_window(self.states.value(job, reference["key"]), reference["span"]) for job in jobs]
+            return [_window(self.states, job, reference) for job in jobs]
         return [str(self.states.folder / job.name / (reference["file"] or "")) for job in jobs]
 
 
-def _window(value: Any, span: str | None) -> Any:
-    """The value itself, or ``LO..HI``: the range of `span` percent about it."""
+def _window(states: JobStates, job: Job, reference: re.Match[str]) -> Any:
+    """A figure of the job's result, or ``LO..HI``: the range about it that the reference says, in percent."""
+    value, span = states.value(job, reference["key"]), reference["span"]
     if span is None:
         return value
+    if not is_number(value):
+        raise RecipeError(f"@{reference['stage']}:{reference['key']}~{span}%: no number, but {shown(value)}")
     return f"{value * (1 - int(span) / 100):.0f}..{value * (1 + int(span) / 100):.0f}"
 
 
@@ -222,6 +227,9 @@ def _side_by_side(todo: list[Task], workers: int) -> None:
                     future.result()
                     for others in waiting.values():
                         others.discard(finished)
+        except BrokenExecutor as error:
+            why = f"a worker was killed ({error}); lower --jobs if memory is short, and run the same command again"
+            raise (Stopped("stopped; run the same command to go on") if stop.exists() else RunError(why)) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -21,8 +21,10 @@ its result, and `@stage:key~5%` the range five percent about it, "LO..HI". In a 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
+import math
 import os
 import re
 import tomllib
@@ -32,8 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from ..commands import calls, function
-from ..errors import RecipeError, SettingsError
+from ..errors import RecipeError, SettingsError, shown
 from ..settings import settings
+from ..storage import typed
+from . import shape
 
 SCALES = ("smoke", "cpu", "gpu", "paper")
 TOP = ("title", "paper", "result", "notes", "scales", "defaults", "lists", "stage", "figure", "picture")
@@ -104,11 +108,9 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises `RecipeError`: unknown keys, stages, scales, references, settings; each with the nearest name there is.
     """
     path = find(source)
-    try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{path} is not a recipe ({error})") from error
+    table = _table(path)
     known(table, TOP, f"{path}")
+    known(table.get("defaults", {}), calls(), f"{path} [defaults]")
     scales = table.get("scales", {})
     known(scales, SCALES, f"{path} [scales]")
     if scale not in scales:
@@ -116,7 +118,10 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
     values = _overridden(scales[scale], overrides, f"{path} [scales.{scale}]")
     here = {"here": str(path.parent)}
     values = {key: _fill(value, here, f"{path} [scales.{scale}]") for key, value in values.items()}
+    _check_minutes(_needed(values, "core_minutes", f"{path} [scales.{scale}]"), f"{path} [scales.{scale}]")
     jobs = [job for stage in table.get("stage", []) for job in _jobs(stage, scale, values, table, path)]
+    for figure in table.get("figure", []):
+        typed.check(figure, shape.Figure, f"{path} [[figure]]", RecipeError, "docs/recipes.md has the keys of a figure")
     of_scale = [f for f in table.get("figure", []) if scale in f.get("scales", SCALES)]
     figures = [f for entry in of_scale for f in _each(entry, table.get("lists", {}), path)]
     recipe = Recipe(
@@ -124,7 +129,7 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
         title=str(_needed(table, "title", path)),
         result=str(_needed(table, "result", path)),
         scale=scale,
-        core_minutes=float(_needed(values, "core_minutes", f"{path} [scales.{scale}]")),
+        core_minutes=float(values["core_minutes"]),
         paper=str(table.get("paper", "")),
         notes=tuple(table.get("notes", ())),
         jobs=tuple(jobs),
@@ -136,13 +141,29 @@ def read(source: str, scale: str, overrides: Iterable[str] = ()) -> Recipe:
     return recipe
 
 
+def _table(path: Path) -> dict[str, Any]:
+    """The TOML of the file, with what each key should hold."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(f"{path} is not a recipe ({shown(error, str)})") from error
+    typed.check(table, shape.Table, f"{path}", RecipeError, "docs/recipes.md has the keys of a recipe")
+    return table
+
+
+def _check_minutes(minutes: Any, where: str) -> None:
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 <= minutes < math.inf:
+        raise RecipeError(f"{where}: core_minutes should be a number of minutes (got {shown(minutes)})")
+
+
 def find(source: str) -> Path:
     """A path as it is, or a name in ``recipes/``."""
     for path in (Path(source), Path("recipes") / f"{source}.toml"):
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError, ValueError):  # too long for a path, or with a NUL character
+            if path.is_file():
+                return path
     there = sorted(path.stem for path in Path("recipes").glob("*.toml"))
-    raise RecipeError(f"no recipe {source}; give a TOML file{nearest(source, there)}")
+    raise RecipeError(f"no recipe {shown(source, str)}; give a TOML file{nearest(source, there)}")
 
 
 def known(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> None:
@@ -207,14 +228,18 @@ def _axes(stage: dict[str, Any], values: dict[str, Any], where: str) -> list[tup
     cases = stage.get("cases", {})
     cases = {case: {} for case in cases} if isinstance(cases, list) else cases
     seeds = _fill(stage.get("seeds", []), values, where)
-    if not isinstance(seeds, list):
-        raise RecipeError(f"{where}: seeds must be a list of whole numbers, not {seeds!r}")
+    if not isinstance(seeds, list) or not all(map(_is_seed, seeds)) or len({*seeds}) < len(seeds):
+        raise RecipeError(f"{where}: seeds must be a list of whole numbers from 0, each once, not {shown(seeds)}")
     pairs = []
     for case, own in cases.items() or [(None, {})]:
         for seed in seeds or [None]:
             axes = {"case": case, "seed": seed}
             pairs.append(({name: value for name, value in axes.items() if value is not None}, own))
     return pairs
+
+
+def _is_seed(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < shape.SEEDS
 
 
 def _fill(value: Any, names: Mapping[str, Any], where: str) -> Any:
@@ -237,7 +262,9 @@ def _each(figure: dict[str, Any], lists: Mapping[str, Any], path: Path) -> list[
         return [figure]
     known({figure["each"]: None}, lists, f"{path} [[figure]] each")
     rest = {key: value for key, value in figure.items() if key != "each"}
-    entries = {name: own if isinstance(own, dict) else {"label": own} for name, own in lists[figure["each"]].items()}
+    entries: dict[str, Any] = {
+        name: own if isinstance(own, dict) else {"label": own} for name, own in lists[figure["each"]].items()
+    }
     return [{**own, **_named(rest, name)} for name, own in entries.items()]
 
 
@@ -276,6 +303,8 @@ def _check(recipe: Recipe) -> None:
         _check_references(recipe, job, index)
         _check_settings(recipe, job)
     for figure in recipe.figures:
+        remedy = "docs/recipes.md has the keys of a figure"
+        typed.check(figure, shape.Figure, f"{recipe.path} [[figure]]", RecipeError, remedy)
         known(figure, FIGURE, f"{recipe.path} [[figure]] {figure.get('label', '')}")
         stages = list(dict.fromkeys(job.stage for job in recipe.jobs))
         known({_needed(figure, "stage", recipe.path): None}, stages, f"{recipe.path} [[figure]] {figure.get('label')}")
