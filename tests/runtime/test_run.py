@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -298,3 +299,27 @@ def test_seconds_between_checkpoints_are_a_number(tmp_path: Path, monkeypatch: p
         monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", text)
         with pytest.raises(SettingsError, match=f"PHOSPHENE_CHECKPOINT_SECONDS={text} should be seconds"):
             list(Run.scratch(MACHINE).steps("work", 1))
+
+
+def test_a_process_whose_neighbour_is_lost_says_so() -> None:
+    code = (
+        "import torch; from phosphene.runtime.machine import machine\n"
+        "here = machine('cpu', 'fp32'); here.barrier(); print('in', flush=True)\n"
+        "while True: here.average([torch.zeros(3)])"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **common, "RANK": str(rank)}, **pipes)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.stdout.readline() for rank in ranks] == ["in\n"] * 2
+        ranks[1].kill()
+        assert "RunError: another process of this run was lost" in ranks[0].communicate(timeout=60)[1]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()

@@ -11,17 +11,18 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import PhospheneError, SettingsError
+from ..errors import PhospheneError, RunError, SettingsError, is_memory, shown
 from . import environment
 
 Placed = TypeVar("Placed", nn.Module, Tensor)
 Function = TypeVar("Function")
+Gathered = TypeVar("Gathered")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Machine:
                 kinds.setdefault(tensor.dtype, []).append(tensor)
         for group in kinds.values():
             flat = torch.cat([t.detach().reshape(-1) for t in group])
-            dist.all_reduce(flat)
+            with _together():
+                dist.all_reduce(flat)
             flat /= self.world
             for tensor, mean in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 tensor.copy_(mean.view_as(tensor))
@@ -81,8 +83,9 @@ class Machine:
     def agree(self, module: nn.Module) -> None:
         """Give every rank rank 0's parameters and buffers."""
         if self.world > 1:
-            for tensor in [*module.parameters(), *module.buffers()]:
-                dist.broadcast(tensor.detach(), 0)
+            with _together():
+                for tensor in [*module.parameters(), *module.buffers()]:
+                    dist.broadcast(tensor.detach(), 0)
 
     def share(self, total: int) -> range:
         """This rank's contiguous slice of ``range(total)``; the slices of all ranks partition it."""
@@ -94,7 +97,8 @@ class Machine:
             return flag
         votes = torch.tensor(float(flag))
         votes = votes.to(self.device) if self.device.type == "cuda" else votes
-        dist.all_reduce(votes)
+        with _together():
+            dist.all_reduce(votes)
         return bool(votes.item() > 0)
 
     def first(self, work: Callable[[], object]) -> None:
@@ -106,14 +110,24 @@ class Machine:
             except PhospheneError as error:
                 problem = [error]
         if self.world > 1:
-            dist.broadcast_object_list(problem)
+            with _together():
+                dist.broadcast_object_list(problem)
         if problem[0] is not None:
             raise problem[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
+
+    def gathered(self, value: Gathered) -> list[Gathered]:
+        """The value of every rank, in their order (a collective: every rank must call it)."""
+        everyone: list[Any] = [value] * self.world
+        if self.world > 1:
+            with _together():
+                dist.all_gather_object(everyone, value)
+        return everyone
 
     def synchronize(self) -> None:
         """Wait for the device's queue, before a clock is read."""
@@ -151,6 +165,19 @@ def machine(device: str = "auto", precision: str = "auto") -> Machine:
     if world > 1:
         _join(chosen)
     return Machine(chosen, _precision(precision, chosen), True, rank, world, PREFERENCES.compile)
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Inside, processes wait for each other; raises `RunError` where gloo or NCCL notice that one is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_memory(error):
+            raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        again = "start all of them again, and they go on"
+        raise RunError(f"another process of this run was lost ({shown(why, str)}); {again}") from error
 
 
 @contextlib.contextmanager

@@ -270,8 +270,7 @@ class Run:
         mine = {s["step"]: s for s in states if s is not None and s["phase"] == phase}
         if alone or self.machine.world == 1:
             return mine[max(mine)] if mine else None
-        everyone: list[list[int]] = [[] for _ in range(self.machine.world)]
-        torch.distributed.all_gather_object(everyone, sorted(mine))
+        everyone = self.machine.gathered(sorted(mine))
         common = set(everyone[0]).intersection(*everyone[1:])
         return mine[max(common)] if common else None
 
