@@ -1,20 +1,22 @@
 """The vocabulary: gates, batches, decisions, architectures, spaces and searches.
 
 Algorithms own the gates, spaces own the networks; neither depends on the other. At run time this file imports nothing
-of the package but its errors.
+of the package but its errors and how its files are stored.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, runtime_checkable
 
+from annotated_types import Ge
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from .errors import ArchitectureError
+from .storage import checksums, typed
 
 if TYPE_CHECKING:
     from .costs.budget import Budget
@@ -66,6 +68,13 @@ class Decision(NamedTuple):
         return tuple(i for i, option in enumerate(self.options) if option not in self.only_forced)
 
 
+class Written(TypedDict):
+    """`arch.json`."""
+
+    space: dict[str, Any]
+    choices: dict[str, Annotated[int, Ge(0)]]
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A space's spec and one choice for each of its decisions: JSON, and enough to rebuild the network."""
@@ -74,18 +83,17 @@ class Architecture:
     choices: Choices
 
     def save(self, path: Path) -> None:
-        """Write `arch.json`."""
-        path.write_text(json.dumps({"space": self.space, "choices": self.choices}, indent=1) + "\n")
+        """Write `arch.json`, and its checksum beside it."""
+        typed.write_json(path, {"space": self.space, "choices": self.choices})
+        checksums.record(path.parent, path.name)
 
     @classmethod
     def load(cls, path: Path) -> Architecture:
         """Read `arch.json`; raises `ArchitectureError` for anything else."""
-        try:
-            fields = json.loads(path.read_text())
-            return cls(dict(fields["space"]), {str(k): int(v) for k, v in fields["choices"].items()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            remedy = "write one with `phosphene search`"
-            raise ArchitectureError(f"{path} is not an architecture file ({error}); {remedy}") from error
+        remedy = "write one with `phosphene search`"
+        checksums.verify(path.parent, path.name, error=ArchitectureError, remedy=remedy)
+        fields = typed.read(path, Written, ArchitectureError, remedy)
+        return cls(fields["space"], fields["choices"])
 
 
 @runtime_checkable

@@ -364,7 +364,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(TeacherError, match="does not fit"):
         load_quantized(tmp_path, network("cifar-resnet20"))
     (tmp_path / "quantized.safetensors").write_bytes(b"nothing")
-    with pytest.raises(TeacherError, match="damaged"):
+    with pytest.raises(TeacherError, match="was changed since it was written"):
         load_quantized(tmp_path, network())
 
 

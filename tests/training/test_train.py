@@ -572,13 +572,13 @@ def test_findings_begun_from_weights_resume_to_the_same_bytes(tmp_path, monkeypa
     assert files(tmp_path / "a") == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("before", ["save_file", "finish"])
+@pytest.mark.parametrize("before", ["save", "finish"])
 def test_stopped_while_writing(tmp_path, monkeypatch, undisturbed, before):
     def fault(*_, **__):
         raise Fault
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((trainee, "save_file") if before == "save_file" else (Run, "finish")), fault)
+        patched.setattr(*((trainee.tensors, "save") if before == "save" else (Run, "finish")), fault)
         with pytest.raises(Fault):
             cells(tmp_path / "a")
     cells(tmp_path / "a")

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..costs import budget as costs
 from ..costs.budget import short
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import COLOURS, INK, figure
+from ..drawing.figure_style import COLOURS, INK, figure, save_picture
 from ..errors import DatasetError
 from ..evaluation.metrics import measures, multi_label
 from ..storage.typed import read_json, write_json
@@ -138,7 +138,7 @@ def draw(files: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         _panel(axis, column, values)
     axes[0, 0].set_yticks(range(len(names)), [label(name) for name in names])
     axes[0, 0].invert_yaxis()
-    drawn.savefig(path, dpi=140)
+    save_picture(drawn, path, dpi=140)
 
 
 def _panel(axis: Any, column: str, values: list[float | None]) -> None:

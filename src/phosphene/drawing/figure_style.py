@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ..errors import SettingsError, shown
+from ..storage import whole
 
 COLOURS = ("#1f5fa8", "#c4561b", "#2e7d4f", "#8a3ca0", "#a07800", "#b0305a", "#3b8ea5", "#6b6b6b")
 """of the data sets, in the order of the command line"""
@@ -47,11 +51,26 @@ def quiet(axis: Any) -> None:
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as CSV with a line of column names; None is an empty cell."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    """Write rows as CSV with a line of column names, whole or not at all; None is an empty cell."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    whole.write(path, file.getvalue())
+
+
+def save_picture(picture: Any, path: str | Path, **options: Any) -> None:
+    """Write a figure or a `PIL` image, whole or not at all; `options` are of the figure's `savefig`.
+
+    Raises:
+        SettingsError: the name's suffix is of no kind of picture.
+        StorageError: the file cannot be written.
+    """
+    try:
+        with whole.replacing(Path(path)) as temporary:
+            picture.savefig(temporary, **options) if hasattr(picture, "savefig") else picture.save(temporary)
+    except ValueError as error:
+        raise SettingsError(f"--out {path} cannot be written ({shown(error, str)}); name a .png") from error
 
 
 # -- scatter plots: a named point for each label that two groups of figures share --------------------------------------
@@ -95,7 +114,7 @@ def draw_scatter(path: Path, shown: Sequence[Point], x: str, y: str, y_from: flo
     axis.set_ylabel(y, color=INK)
     drawn.draw_without_rendering()  # the positions of all artists are known from here on
     write_names(axis, shown)
-    drawn.savefig(path, dpi=140)
+    save_picture(drawn, path, dpi=140)
 
 
 def write_names(axis: Any, shown: Sequence[Point]) -> list[Any]:

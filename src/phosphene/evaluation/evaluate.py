@@ -17,6 +17,7 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import OUTSIDE, Estimate, Hardware, Output, command
+from ..storage import arrays
 from ..teachers import teacher as teachers
 from ..teachers.teacher import ForwardBatch, Normalisation, Numbers, Teacher, Weights, open_test
 from ..training.train import Trained
@@ -78,7 +79,7 @@ def evaluate(
         labels = torch.from_numpy(data.labels)
         result = measures(logits, labels, names)
         if network.classes > LARGE and machine.rank == 0:
-            np.save(folder.path / "confusion.npy", confusion(logits.argmax(1), labels, network.classes).numpy())
+            arrays.save(folder.path / "confusion.npy", confusion(logits.argmax(1), labels, network.classes).numpy())
     if result.get("no_auc"):
         say(f"no AUC, and no part in the mean: {', '.join(result['no_auc'])} (present in all labelled images or none)")
     about = {

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import TeacherError, is_memory, shown
+from ..storage import checksums
 
 __all__ = ["check", "digest", "fit", "head", "read", "stem"]
 
@@ -46,6 +47,7 @@ def read(path: str | Path, flag: str = "--checkpoint") -> dict[str, Tensor]:
     """
     path = Path(path)
     _check_file(path, flag)
+    checksums.verify(path.parent, path.name, error=TeacherError, remedy="make it again")
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 from .. import spaces
 from ..core import Batch
 from ..data.dataset import ImageDataset
+from ..drawing.figure_style import write_table
 from ..errors import SettingsError
 from ..losses import OBJECTIVES
 from ..reporting.arch_show import title
@@ -82,10 +82,4 @@ def _label(text: str, taken: Collection[str]) -> str:
 
 
 def _write(path: Path, names: list[str], scores: dict[str, dict[str, float]]) -> None:
-    try:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["architecture", *names])
-            writer.writerows([text, *each.values()] for text, each in scores.items())
-    except OSError as error:
-        raise SettingsError(f"--out {path} cannot be written ({error.strerror}); name another file") from error
+    write_table(path, ["architecture", *names], ([text, *each.values()] for text, each in scores.items()))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.dataset import ImageDataset
 from ..drawing.contact_sheet import BLUE, FAINT, GREY, INK, Tile, percent, side_by_side, spread, thumbnail, visible
+from ..drawing.figure_style import save_picture
 from ..errors import DatasetError
 from ..settings import Ge, command
 from ..teachers.teacher import Teacher, Weights, load
@@ -73,7 +74,7 @@ def compare(
     blocks = [_block(one.data, settings.per_class, chosen) for one in sets]
     heads = ["" if model.card.random_labels else names[k] for k in chosen]
     lines = [(name, [block[i] for block in blocks]) for i, name in enumerate(heads)]
-    side_by_side(lines, [one.title for one in sets], settings.per_class).save(out / "images.png")
+    save_picture(side_by_side(lines, [one.title for one in sets], settings.per_class), out / "images.png")
     soft = [one for one in sets if one.distributions is not None]
     if soft:
         draw_distributions(soft, names, chosen[:6], out / "distributions.png")
@@ -251,4 +252,4 @@ def _clip(name: str) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, facecolor="white", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
+    save_picture(figure, path, facecolor="white", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})

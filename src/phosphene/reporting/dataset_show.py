@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 
 from ..drawing.contact_sheet import SHADES, Tile, off_scale, sheet, short_names, spread, tiles_of
+from ..drawing.figure_style import save_picture
 from ..settings import Ge, Settings, command
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def show(data: Annotated[ImageDataset | str, "folder of a data set"], settings: 
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         tiles = contact_rows(data, settings.columns, settings.rows_per_class, settings.most_classes)
-        sheet(tiles).save(path)
+        save_picture(sheet(tiles), path)
     return {**described(data), **_shades(data), "sheet": None if path is None else str(path)}
 
 

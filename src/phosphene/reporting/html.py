@@ -17,6 +17,7 @@ from ..drawing.console_table import column_texts, is_number, text
 from ..drawing.contact_sheet import short_names
 from ..errors import RunError
 from ..settings import Settings, command
+from ..storage import whole
 from .pictures import curves, pictures
 
 MARKS = ("config.json", "card.json")  # either makes a folder one of ours
@@ -86,7 +87,7 @@ def report(
     target = Path(settings.out)
     target.parent.mkdir(parents=True, exist_ok=True)
     page = _render(settings.title, sections)
-    target.write_text(page, encoding="utf-8")
+    whole.write(target, page)
     return {"path": str(target), "runs": len(sections), "kib": round(len(page) / 1024)}
 
 

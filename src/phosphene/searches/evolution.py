@@ -23,11 +23,13 @@ from ..core import Architecture, Choices, Objective, Score, SearchSpace
 from ..costs.bounds import SoftBounds
 from ..costs.budget import Budget
 from ..data.dataset import ImageDataset
+from ..drawing.figure_style import save_picture
 from ..errors import RunError, SettingsError
 from ..models import weights
 from ..runtime.machine import machine as decide_machine
 from ..runtime.run import Run
 from ..settings import OUTSIDE, Ge, Le, Settings, command
+from ..storage import whole
 from ..storage.typed import read_json
 from .outcome import SearchResult, search_images
 from .proposals import Archive, Proposals, best, choices_of
@@ -217,7 +219,7 @@ def write(run: Run, archive: Archive, by: str) -> None:
     if run.machine.rank:
         return
     lines = ",\n".join(json.dumps(entry) for entry in archive)
-    (run.path / "evolution.json").write_text(f"[\n{lines}\n]\n")
+    whole.write(run.path / "evolution.json", f"[\n{lines}\n]\n")
     if run.durable:
         plot(archive, by, run.path / "evolution.png")
 
@@ -242,7 +244,7 @@ def plot(archive: Archive, by: str, path: Path) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=False, loc="lower right")
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)
 
 
 @command

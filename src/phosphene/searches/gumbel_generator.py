@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +21,7 @@ from ..errors import SettingsError
 from ..runtime.machine import machine as decide_machine
 from ..runtime.run import Run
 from ..settings import Changes
+from ..storage import arrays
 from ..synthesis.generator.latents import Latents
 from ..synthesis.generator.loss import GeneratorLoss, Reconstruction
 from ..synthesis.generator.train import agreement
@@ -122,7 +122,7 @@ def search(
     score = agreeing(net, choices, draw, loss, settings.batch)  # share of T(G(z, y)) that is y
     machine.average(buffer for buffer in net.buffers() if buffer.is_floating_point())  # of each rank's own latents
     if machine.rank == 0:
-        np.save(run.path / "alphas.npy", history.numpy())
+        arrays.save(run.path / "alphas.npy", history.numpy())
     save(run, space, net, gates=choices, score=score, steps=steps)
     return Architecture(space.spec, choices)
 

@@ -22,6 +22,7 @@ from ..costs import budget as costs
 from ..costs.budget import Budget
 from ..costs.tables import input_shape
 from ..data.dataset import Augmentation, ImageDataset
+from ..drawing.figure_style import save_picture
 from ..losses import OBJECTIVES
 from ..runtime.machine import Machine
 from ..runtime.machine import machine as decide_machine
@@ -29,6 +30,7 @@ from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Changes
 from ..spaces.darts.drawing import draw_cells
+from ..storage import whole
 from . import notation, operations
 from .settings import (
     MixedSettings,
@@ -210,7 +212,7 @@ def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path
 
 def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: Architecture) -> None:
     architecture.save(path / "arch.json")
-    (path / "genotype.txt").write_text(notation(final, architecture.choices) + "\n")
+    whole.write(path / "genotype.txt", notation(final, architecture.choices) + "\n")
     if hasattr(final, "genotype"):
         draw_cells(architecture, path / "cells.png")
     elif hasattr(final, "draw"):
@@ -248,4 +250,4 @@ def plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:
     figure.supylabel("softmax of α", fontsize=8)
     figure.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=4, fontsize=7)
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=100)
+    save_picture(figure, path, dpi=100)

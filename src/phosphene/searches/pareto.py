@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ..core import Architecture, Choices, Objective, Score, SearchSpace
 from ..costs.budget import LIMITS, Budget, short
 from ..data.dataset import ImageDataset
+from ..drawing.figure_style import save_picture
 from ..errors import BudgetError, MissingExtra, SettingsError
 from ..losses import OBJECTIVES
 from ..models import weights
@@ -33,6 +34,7 @@ from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Ge, Le, command
 from ..spaces.moves import mutate, sample
+from ..storage import typed
 from . import notation
 from .evolution import PopulationSize
 from .outcome import SearchResult
@@ -146,7 +148,7 @@ def search(
             for k, one in zip(first, choices, strict=True)
         ]
         content = {"costs": list(costs), "front": front, "knee": best, "seen": list(seen.values())}
-        (run.path / "front.json").write_text(json.dumps(content, indent=1) + "\n")
+        typed.write_json(run.path / "front.json", content)
     return Architecture(space.spec, choices[best])
 
 
@@ -369,4 +371,4 @@ def draw(content: dict[str, Any], path: Path, score: str) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.legend(fontsize=8, loc="lower right")
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    save_picture(figure, path, dpi=110)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +20,7 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.run import Run
 from ..settings import RunSettings, command
 from ..spaces.darts.genotype import parse
+from ..storage import whole
 from . import notation
 from .settings import Data, SupernetRun, open_data
 from .sizes import of_run
@@ -188,7 +190,8 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def _write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    whole.write(path, file.getvalue())

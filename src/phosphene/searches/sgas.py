@@ -37,6 +37,7 @@ from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Ge, Le, command
 from ..spaces.moves import Fits, commit
+from ..storage import whole
 from . import kind, notation
 from .outcome import SearchResult, prepare
 from .settings import REAL, SETUPS, BilevelSettings, Data, Rate, Setup, SetupChanges
@@ -169,7 +170,7 @@ def search(
     # all is made by now, but in an estimate
     choices = commit(space, exact.weights(alphas.detach().cpu().double()), made, fits=budget.fits)
     if machine.rank == 0:
-        (run.path / "decisions.json").write_text(json.dumps(decided, indent=1) + "\n")
+        whole.write(run.path / "decisions.json", json.dumps(decided, indent=1) + "\n")
     finish(run, space, net, choices, halves, settings.batch, score, history, steps=steps)
     return Architecture(space.spec, choices)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..drawing.figure_style import save_picture
 
 
 def blank(width: float, height: float) -> Any:
@@ -28,8 +28,5 @@ def full_panel(figure: Any, x: tuple[float, float], y: tuple[float, float]) -> A
 
 
 def save(figure: Any, path: str | Path, dpi: int = 120) -> None:
-    """Write a figure, or a `PIL` image, as a PNG; raises `SettingsError` where the file cannot be written."""
-    try:
-        figure.savefig(path, dpi=dpi) if hasattr(figure, "savefig") else figure.save(path)
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--out {path} cannot be written ({error}); name a PNG in an existing folder") from error
+    """Write a figure, or a `PIL` image, as a PNG; raises `SettingsError` or `StorageError` where it cannot be."""
+    save_picture(figure, path, dpi=dpi)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .. import commands
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, PALE, colour, figure, write_table
+from ..drawing.figure_style import INK, PALE, colour, figure, save_picture, write_table
 from ..errors import DatasetError, SettingsError
 from ..evaluation.evaluate import evaluate
 from ..runtime.machine import machine as decide_machine
@@ -287,7 +287,7 @@ def draw(lines: dict[str, Line], chance: Sequence[float], chance_params: Sequenc
     entries = dict(zip(*reversed(upper.get_legend_handles_labels()), strict=True))
     ordered = sorted(entries, key=lambda label: label.startswith(CHANCE))
     picture.legend([entries[label] for label in ordered], ordered, **legend, title=title, title_fontsize=8)
-    picture.savefig(path, dpi=120)
+    save_picture(picture, path, dpi=120)
 
 
 def _line(axis: Any, classes: Array, values: Array, shift: float, number: int, name: str) -> None:

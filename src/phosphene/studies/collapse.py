@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, PALE, colour, figure, write_table
+from ..drawing.figure_style import INK, PALE, colour, figure, save_picture, write_table
 from ..errors import RunError, SettingsError
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
@@ -284,7 +284,7 @@ def draw_skips(tables: Tables, path: Path) -> None:
     legend = {"loc": "outside lower center", "ncols": 4, "frameon": False, "fontsize": 10, "title_fontsize": 8}
     lines = axes[0, 0].get_legend_handles_labels()
     picture.legend(*lines, **legend, title=f"{note}lines are set apart by a hair")
-    picture.savefig(path, dpi=120)
+    save_picture(picture, path, dpi=120)
 
 
 def draw_operations(tables: Tables, path: Path) -> None:
@@ -306,7 +306,7 @@ def draw_operations(tables: Tables, path: Path) -> None:
 
     patches = [Patch(color=SHADES[option], label=option.replace("_", " ")) for option in order]
     picture.legend(handles=patches, loc="outside upper center", ncols=7, frameon=False, fontsize=8.5)
-    picture.savefig(path, dpi=120)
+    save_picture(picture, path, dpi=120)
 
 
 def _epochs(axis: Any, last: int, ticks: int) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, colour, figure, write_table
+from ..drawing.figure_style import INK, colour, figure, save_picture, write_table
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Jobs
 from ..runtime.run import Run
@@ -200,7 +200,7 @@ def draw_curves(
     }
     title = "; ".join(note for note, there in notes.items() if there)
     picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9.5, title=title, title_fontsize=8)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def _label(name: str, epochs: Sequence[int | None]) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, PALE, colour, figure, write_table
+from ..drawing.figure_style import INK, PALE, colour, figure, save_picture, write_table
 from ..errors import Estimate, SettingsError
 from ..proxies import SIZES
 from ..proxies.inputs import prepared
@@ -206,7 +206,7 @@ def draw_curves(curves: Mapping[str, np.ndarray], reached: Sequence[float], path
     _left(panels, "training accuracy, %")
     lines = panels[0].get_legend_handles_labels()
     picture.legend(*lines, loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def draw_scatter(
@@ -220,7 +220,7 @@ def draw_scatter(
         axis.set_xlabel(f"training accuracy, epoch {table.shape[1]}, %", fontsize=9, color=INK)
         axis.set_title(f"{name}: τ {_tau(figures[name])}", fontsize=10.5, color=INK, loc="left")
     _left(panels, "the truth")
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def draw_tau(
@@ -250,7 +250,7 @@ def draw_tau(
     axis.set_ylabel("Kendall's τ with the truth", color=INK)
     title = "τ at the probe epoch with its 95 % interval; dashed: without training"
     picture.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, title=title, title_fontsize=8.5)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def _tau(figures: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, colour, figure, write_table
+from ..drawing.figure_style import INK, colour, figure, save_picture, write_table
 from ..errors import Estimate, SettingsError
 from ..proxies.inputs import prepared
 from ..runtime.machine import machine as decide_machine
@@ -230,7 +230,7 @@ def draw_reliability(
         title="a reliable ranking may be wrong",
         title_fontsize=8.5,
     )
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def draw_repeats(finals: Mapping[str, np.ndarray], figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -249,4 +249,4 @@ def draw_repeats(finals: Mapping[str, np.ndarray], figures: Mapping[str, Mapping
         axis.set_title(f"{name}: reliability {figures[name]['reliability']:.2f}", fontsize=10.5, color=INK, loc="left")
         axis.set_xlabel("training accuracy, %", fontsize=9, color=INK)
         axis.set_ylabel("trained again, %", fontsize=9, color=INK)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)

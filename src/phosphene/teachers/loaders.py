@@ -12,19 +12,33 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from annotated_types import Ge, Gt, Le, Len
 from torch import nn
+from typing_extensions import TypedDict
 
 from .. import models, plugins, spaces
 from ..core import Architecture
 from ..errors import PhospheneError, SettingsError, TeacherError, is_memory
+from ..limits import CLASSES, SIDE
 from ..models import weights, zoo
+from ..storage import checksums, typed
 
-__all__ = ["SOURCES", "Source", "find", "pretrained", "read_network"]
+__all__ = ["SOURCES", "Source", "find", "pretrained", "read_input", "read_network"]
 
 SOURCES = "digits, torchvision:NAME[@WEIGHTS], timm:NAME, a name of phosphene.models, FILE.py:FACTORY, or a run folder"
+
+
+class NetworkInput(TypedDict):
+    """`network.json`: the input and the classes of a trained network."""
+
+    shape: Annotated[list[Annotated[int, Ge(1), Le(SIDE)]], Len(3, 3)]
+    classes: Annotated[int, Ge(1), Le(CLASSES)]
+    class_names: NotRequired[list[str] | None]
+    mean: list[float]
+    std: list[Annotated[float, Gt(0)]]
 
 
 @dataclass(frozen=True)
@@ -226,14 +240,26 @@ def read_network(folder: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     absent = [name for name in ("arch.json", "weights.safetensors", "network.json") if not (folder / name).is_file()]
     if absent:
         raise TeacherError(f"{folder} has no {', '.join(absent)}: not a finished run of `phosphene train`")
-    try:
-        info = json.loads((folder / "network.json").read_text())
-        shape, classes, mean, std = (info[key] for key in ("shape", "classes", "mean", "std"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise TeacherError(f"{folder / 'network.json'} is damaged ({error}); train again") from error
-    architecture = Architecture.load(folder / "arch.json")
+    info: dict[str, Any] = dict(read_input(folder))
+    architecture = spaces.architecture(Architecture.load(folder / "arch.json"))
     with torch.random.fork_rng(devices=[]):
         net = spaces.network(architecture)
     weights.fit(net, weights.read(folder / "weights.safetensors"), str(folder / "weights.safetensors"))
-    info |= {"shape": tuple(shape), "classes": int(classes), "mean": tuple(mean), "std": tuple(std)}
+    info |= {key: tuple(info[key]) for key in ("shape", "mean", "std")}
     return net.eval(), info
+
+
+def read_input(folder: Path) -> NetworkInput:
+    """The network.json of a run folder, as it is in the file; raises `TeacherError` where it is damaged."""
+    path, remedy = folder / "network.json", "train again"
+    checksums.verify(folder, path.name, error=TeacherError, remedy=remedy)
+    info = typed.read(path, NetworkInput, TeacherError, remedy)
+    channels, names = info["shape"][0], info.get("class_names")
+    for key, values, wanted in (
+        ("mean", info["mean"], channels),
+        ("std", info["std"], channels),
+        ("class_names", names, info["classes"]),
+    ):
+        if values is not None and len(values) != wanted:
+            raise TeacherError(f"{path}: {key} has {len(values)} entries, where {wanted} are needed; {remedy}")
+    return info

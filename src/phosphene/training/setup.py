@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from .. import spaces
@@ -20,6 +17,7 @@ from ..data.dataset import ImageDataset
 from ..errors import DatasetError, SettingsError
 from ..runtime.progress import say
 from ..runtime.run import Run
+from ..storage import checksums, tensors, typed
 from ..teachers import teacher as teachers
 from ..teachers.teacher import Teacher
 from .recipes import TrainingRecipe
@@ -185,13 +183,13 @@ def write(
     mean, std = ([round(float(x), 7) for x in part] for part in data.normalisation)
     names = list(data.card.class_names) if data.card.class_names else None
     info = {"shape": list(shape), "classes": data.card.classes, "class_names": names, "mean": mean, "std": std}
-    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in net.state_dict().items()}
-    run.disk(sum(t.numel() * t.element_size() for t in tensors.values()))
+    state = net.state_dict()
+    run.disk(sum(t.numel() * t.element_size() for t in state.values()))
     if run.machine.rank > 0:
         return info
     if planned is not None:
         planned.save(run.path / "arch.json")
-    (run.path / "network.json").write_text(json.dumps(info, indent=1) + "\n")
-    save_file(tensors, run.path / "weights.new")
-    os.replace(run.path / "weights.new", run.path / "weights.safetensors")
+    typed.write_json(run.path / "network.json", info)
+    checksums.record(run.path, "network.json")
+    tensors.save(run.path / "weights.safetensors", state)
     return info

@@ -5,7 +5,6 @@ There is no test data here: nothing is selected, and the result is the network o
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Changes, RunSettings, Settings, command
+from ..teachers.loaders import read_input
 from ..teachers.loaders import read_network as load_network
 from ..teachers.teacher import Teacher, Weights
 from . import init_weights, setup
@@ -118,9 +118,9 @@ def train(
     else:
         say(f"{run.path} is finished")
         final, bare = setup.finish(net, design)
-        final.load_state_dict(weights.read(run.path / "weights.safetensors"))
+        weights.fit(final, weights.read(run.path / "weights.safetensors"), str(run.path / "weights.safetensors"))
         result = run.finished
-    return Trained(final.eval(), json.loads((run.path / "network.json").read_text()), run.path, result, bare)
+    return Trained(final.eval(), dict(read_input(run.path)), run.path, result, bare)
 
 
 def _label_source(rows: LabelSource | None, teacher: Teacher | None, data: ImageDataset) -> LabelSource:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, cast
 
@@ -22,6 +21,7 @@ from ...runtime.progress import say
 from ...runtime.run import Run
 from ...settings import Changes, Hardware, RunSettings, command, ignoring, methods
 from ...teachers import loaders
+from ...teachers.loaders import read_input
 from ...teachers.teacher import Network, Teacher
 from ...training import setup
 from ...training.recipes import TrainingRecipe
@@ -234,7 +234,7 @@ def _run(
     if run.finished is not None:
         say(f"{run.path} is finished")
         final, bare = setup.finish(net, design)
-        final.load_state_dict(weights.read(run.path / "weights.safetensors"))
+        weights.fit(final, weights.read(run.path / "weights.safetensors"), str(run.path / "weights.safetensors"))
         result = run.finished
     else:
         tests = TestCurve(teacher, test, recipe.epochs, settings.test_every, machine)
@@ -244,7 +244,7 @@ def _run(
         size = {"params": budget.params(final), "macs": budget.macs(final, teacher.shape)}
         same = {"fingerprint": weights.digest(final, info["mean"], info["std"])}  # as evaluate's results have it
         result = run.finish({"method": method, **figures, **size, **same})
-    return Trained(final.eval(), json.loads((run.path / "network.json").read_text()), run.path, result, bare)
+    return Trained(final.eval(), dict(read_input(run.path)), run.path, result, bare)
 
 
 def _loop(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from ...runtime.machine import Machine
 from ...runtime.progress import say
 from ...runtime.run import Run
 from ...settings import OUTSIDE, Ge, Output, Seed, Settings, command
+from ...storage import checksums, whole
 from ...storage.typed import read_json, write_json
 from ...synthesis.inversion.command import synthesize
 from ...teachers.teacher import TargetKind, Teacher, TeacherSettings, TestData, check_images
@@ -183,9 +183,8 @@ def _write(
     tested = {} if test is None else accuracy(job, file.predict, test)
     timing = measure_latency(job, file, run.seed) if settings.latency else None
     name = f"network.int8.{file.ending}" if job.int8 else f"network.{file.ending}"
-    fresh = run.path / f"{name}.new"
-    fresh.write_bytes(file.content)
-    os.replace(fresh, run.path / name)
+    whole.write(run.path / name, file.content)
+    checksums.record(run.path, name)
     if file.description is not None:
         write_json(run.path / "network.json", file.description)
     if timing is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from ...runtime.run import Run
 from ...settings import Hardware, RunSettings, command, ignoring, methods
 from ...spaces.fixed import cut
 from ...spaces.width.space import WidthSpace
+from ...storage import checksums, tensors
 from ...storage.typed import read_json, write_json
 from ...teachers import loaders
 from ...teachers.teacher import Network, Teacher
@@ -268,8 +267,8 @@ def _settle(run: Run, trained: Trained, architecture: Architecture | None) -> No
     if architecture is not None:
         architecture.save(run.path / "arch.json")
     write_json(run.path / "network.json", trained.info)
-    shutil.copyfile(run.path / "train" / "weights.safetensors", run.path / "weights.new")
-    os.replace(run.path / "weights.new", run.path / "weights.safetensors")
+    tensors.save(run.path / "weights.safetensors", weights.read(run.path / "train" / "weights.safetensors"))
+    checksums.record(run.path, "network.json")
 
 
 def _read(run: Run, original: Original) -> PrunedRun:

@@ -7,28 +7,49 @@ concatenations and attention in between are the network's own, so that any netwo
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from typing_extensions import TypedDict
 
-from ...errors import SettingsError, TeacherError
-from ...storage.typed import read_json, write_json
+from ...errors import SettingsError, TeacherError, is_memory
+from ...models.weights import check as check_weights
+from ...storage import checksums, typed
+from ...storage import tensors as stored
+from ...storage.typed import write_json
 from .fake_quant import ActivationQuantizer, WeightQuantizer, codes, levels
 
 __all__ = ["Quantized", "Widths", "executed", "load_quantized", "quantize_network"]
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 WEIGHTS, DESCRIPTION = "quantized.safetensors", "quantized.json"
+REMEDY = "run `phosphene quantize` again"
 Widths = Mapping[str, tuple[int, int]]
 """layer -> (bits of its weights, bits of its input)"""
+
+
+class LayerBits(TypedDict):
+    """What `quantized.json` has of each layer, beside its ranges."""
+
+    layer: str
+    weight_bits: Annotated[int, Ge(2), Le(8)]
+    activation_bits: Annotated[int, Ge(2), Le(8)]
+
+
+class Description(TypedDict):
+    """`quantized.json`."""
+
+    layers: list[LayerBits]
+    per_channel: dict[str, bool]
+    left_float: list[str]
+    folded: bool
+    rectifiers: NotRequired[list[str]]
 
 
 @dataclass
@@ -125,8 +146,7 @@ class Quantized:
         tensors, own = _rest(self.net), set(self.layers)
         for name in self.layers:
             tensors |= self._stored(name)
-        save_file(tensors, folder / "quantized.new")
-        os.replace(folder / "quantized.new", folder / WEIGHTS)
+        stored.save(folder / WEIGHTS, tensors)
         about = {
             "format": 1,
             "layers": [row for row in self.table() if row["layer"] in own],
@@ -136,6 +156,7 @@ class Quantized:
             **self.notes,
         }
         write_json(folder / DESCRIPTION, about)
+        checksums.record(folder, DESCRIPTION)
 
     @torch.no_grad()
     def _stored(self, name: str) -> dict[str, Tensor]:
@@ -252,16 +273,20 @@ def load_quantized(folder: Path | str, network: nn.Module) -> Quantized:
     absent = [name for name in (WEIGHTS, DESCRIPTION) if not (folder / name).is_file()]
     if absent:
         raise TeacherError(f"{folder} has no {', '.join(absent)}: not the result of `phosphene quantize`")
-    about = read_json(folder / DESCRIPTION)
+    checksums.verify(folder, DESCRIPTION, error=TeacherError, remedy=REMEDY)
+    about: dict[str, Any] = dict(typed.read(folder / DESCRIPTION, Description, TeacherError, REMEDY))
+    tensors, rows = stored.load(folder / WEIGHTS, TeacherError, REMEDY), about["layers"]
+    check_weights(tensors, f"{folder / WEIGHTS}")
     try:
-        tensors, rows = load_file(folder / WEIGHTS), about["layers"]
         net = copy.deepcopy(network).eval()
         for row in rows:
             _restore(net.get_submodule(row["layer"]), row, tensors, about["per_channel"][row["layer"]])
         for name in about.get("rectifiers", ()):
             net.set_submodule(name, nn.ReLU())
         _fill(net, tensors, folder)
-    except (SafetensorError, KeyError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except (KeyError, AttributeError, RuntimeError, TypeError, ValueError, IndexError) as error:
+        if is_memory(error):
+            raise
         raise TeacherError(f"{folder} does not fit this network, or is damaged ({error})") from error
     known = {"format", "layers", "per_channel", "left_float", "folded"}
     notes = {name: value for name, value in about.items() if name not in known}

@@ -25,6 +25,7 @@ from ...errors import RunError
 from ...runtime.machine import Machine
 from ...runtime.parallel import Call, Jobs, shared_out, side_by_side
 from ...settings import Ge, Gt, Settings
+from ...storage import whole
 from .data import number, parts
 from .early_stopping import EarlyRejection, Reference
 from .evaluator import By, Evaluator, EvaluatorSetup, Figures, Staged, canonical
@@ -169,9 +170,7 @@ class ScoreCache:
         """Sort the journal's lines, so that they are the same in whatever order they came; unload the supernet."""
         _LOADED.clear()
         if self.machine.rank == 0 and self.known:
-            fresh = self.journal.with_name(self.journal.name + ".new")
-            fresh.write_text("".join(_line(key, self.known[key]) for key in sorted(self.known)))
-            os.replace(fresh, self.journal)
+            whole.write(self.journal, "".join(_line(key, self.known[key]) for key in sorted(self.known)))
         self.machine.barrier()
 
     @property

@@ -9,15 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...core import Batch, Choices, Decision, Gate, Gates, Objective, Score, SearchSpace
 from ...errors import SettingsError
 from ...runtime.machine import Machine
 from ...runtime.run import Run
+from ...storage import arrays, checksums, tensors
 from ...storage.typed import write_json
 from .alpha_gradient import AlphaGradient, MakeGates, first_order, second_order
 from .data import Halves, look
@@ -178,7 +177,7 @@ def finish(
     run.machine.average(buffer for buffer in net.buffers() if buffer.is_floating_point())  # of each rank's own images
     value = _validate(net, gates, halves, batch, score)
     if run.machine.rank == 0:
-        np.save(run.path / "alphas.npy", history.numpy())
+        arrays.save(run.path / "alphas.npy", history.numpy())
     save(run, space, net, gates=_plain(gates), score=value, parts=halves.parts, temperature=halves.temperature, **facts)
 
 
@@ -188,9 +187,9 @@ def save(run: Run, space: SearchSpace, net: nn.Module, **facts: Any) -> None:
     `parts` among the facts says how the data were shared out (`halves.parts`), `temperature` that of the soft labels.
     """
     if run.machine.rank == 0:
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-        save_file(state, run.path / "supernet.safetensors")
+        tensors.save(run.path / "supernet.safetensors", net.state_dict())
         write_json(run.path / "supernet.json", {"space": space.spec, **facts})
+        checksums.record(run.path, "supernet.json")
     run.machine.barrier()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...drawing.contact_sheet import sheet, tiles_of
-from ...drawing.figure_style import INK, PALE, figure
+from ...drawing.figure_style import INK, PALE, figure, save_picture
 
 SHADES = {"made": "#1f5fa8", "noise": "#8a8a8f", "real": "#2e7d4f", "real test": "#a07800"}
 BINS = 40
@@ -38,7 +38,7 @@ def draw_layers(distances: Mapping[str, tuple[Sequence[float], Sequence[float]]]
     picture.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9.5
     )
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def draw_nearest(
@@ -67,7 +67,7 @@ def draw_nearest(
         axis.set_ylim(0, 1.4 * axis.dataLim.y1)  # room for the legend
         axis.legend(loc="upper right", frameon=False, fontsize=9)
     axes[0, 0].set_ylabel("share of images", fontsize=9, color=INK)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def _label(name: str, distances: Tensor, most: float) -> str:
@@ -83,4 +83,4 @@ def draw_pairs(pairs: Sequence[tuple[str, str, Shown, Shown]], path: Path) -> No
     for space, name, (images, known), (nearest, known_real) in pairs:
         lines.append((f"{name}, by {space}", tiles_of(images, known)))
         lines.append(("nearest in training", tiles_of(nearest, known_real)))
-    sheet(lines).save(path)
+    save_picture(sheet(lines), path)

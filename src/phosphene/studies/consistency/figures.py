@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...drawing.figure_style import INK, PALE, colour, figure
+from ...drawing.figure_style import INK, PALE, colour, figure, save_picture
 
 ACROSS = 3  # panels in a row
 
@@ -38,7 +38,7 @@ def draw_scatter(
             axis.set_xlabel("true accuracy", fontsize=9, color=INK)
         if number % across == 0:
             axis.set_ylabel("size or score" if baselines else "score", fontsize=9, color=INK)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def draw_rho(ranked: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -60,7 +60,7 @@ def draw_rho(ranked: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mappi
     axis.grid(axis="y", visible=False)
     axis.grid(axis="x", color=PALE, alpha=0.25, linewidth=0.6)
     axis.set_xlabel("Spearman's ρ with the truth, 95 % interval; grey: baselines, dashed: the best of them", color=INK)
-    picture.savefig(path, dpi=140)
+    save_picture(picture, path, dpi=140)
 
 
 def rho_text(figures: Mapping[str, Any]) -> str:

@@ -5,15 +5,13 @@ The loss is AutoReCon's eq. 1, which is GDFQ's; the latents of a step are a func
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from ... import spaces
 from ...core import Architecture
@@ -25,7 +23,8 @@ from ...runtime.machine import Machine
 from ...runtime.machine import machine as decide_machine
 from ...runtime.run import Run
 from ...settings import OUTSIDE, Ge, Gt, Le, LearningRate, RunSettings, Settings, command
-from ...storage.typed import read_json, write_json
+from ...storage import checksums, tensors, typed
+from ...storage.typed import write_json
 from ...teachers.teacher import Network, Teacher, TeacherSettings
 from ..inversion.presets import Student
 from .latents import LabelMixing, Latents, images
@@ -34,6 +33,19 @@ from .loss import GeneratorLoss, Reconstruction, View, ViewSettings
 BETAS = (0.5, 0.999)  # of Adam, as in GDFQ
 CHECKED = 4  # batches that a finished generator is measured on
 LOGGED = 400  # points of the curve at most
+
+
+class Seen(TypedDict):
+    """Low-pass and clamp of the training; absent in older files."""
+
+    low_pass: NotRequired[Annotated[float, Ge(0)]]
+    clip: NotRequired[bool]
+
+
+class Facts(TypedDict):
+    """`generator.json`."""
+
+    view: Seen
 
 
 class Trained(NamedTuple):
@@ -195,9 +207,8 @@ def write(run: Run, architecture: Architecture, net: nn.Module, facts: dict[str,
     if run.machine.rank == 0:
         architecture.save(run.path / "arch.json")
         write_json(run.path / "generator.json", facts)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-        save_file(tensors, run.path / "weights.new")
-        os.replace(run.path / "weights.new", run.path / "weights.safetensors")
+        checksums.record(run.path, "generator.json")
+        tensors.save(run.path / "weights.safetensors", net.state_dict())
     run.machine.barrier()
 
 
@@ -211,11 +222,9 @@ def load(path: str | Path) -> Trained:
     folder = Path(path)
     if not all((folder / name).is_file() for name in ("arch.json", "generator.json", "weights.safetensors")):
         raise SettingsError(f"--generator {path} is no finished run of `phosphene generator train`")
-    try:
-        view = dict(read_json(folder / "generator.json")["view"])  # low-pass and clamp of the training
-        seen = ViewSettings(low_pass=float(view.get("low_pass", 0.0)), clip=bool(view.get("clip", True)))
-    except (ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise SettingsError(f"--generator {path}: generator.json cannot be read ({error})") from error
+    checksums.verify(folder, "generator.json", error=SettingsError, remedy="train it again")
+    view = typed.read(folder / "generator.json", Facts, SettingsError, "train it again")["view"]
+    seen = ViewSettings(low_pass=float(view.get("low_pass", 0.0)), clip=view.get("clip", True))
     architecture = spaces.architecture(folder / "arch.json")
     with torch.random.fork_rng(devices=[]):
         net = spaces.network(architecture)
