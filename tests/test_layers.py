@@ -131,8 +131,8 @@ def test_no_cycles():
         visit(module, ())
 
 
-def test_the_core_imports_only_the_errors():
-    assert GRAPH["core"] == {"errors"} and GRAPH["errors"] == set()
+def test_the_core_imports_only_the_errors_and_how_files_are_stored():
+    assert GRAPH["core"] == {"errors", "storage.checksums", "storage.typed"} and GRAPH["errors"] == set()
     assert GRAPH["settings"] == {"errors", "limits"} and GRAPH["limits"] == set()
 
 
