@@ -7,16 +7,12 @@ Those beside it and below, those below the working folder, those that the user n
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
 
 from ..errors import DatasetError
-
-SWITCH = "PHOSPHENE_FOLLOW"
-"""The environment variable: ``1`` follows every path, as ``phosphene --follow`` does."""
-ON = ("1", "on", "yes", "true")
+from ..runtime import environment
 
 _named: set[Path] = set()
 _checked: ContextVar[bool] = ContextVar("checked", default=False)
@@ -33,9 +29,9 @@ def check(holder: Path, path: Path) -> None:
     inside = [holder.resolve().parent, Path.cwd().resolve()]
     if is_checked() or target in _named or any(target.is_relative_to(folder) for folder in inside):
         return
-    if os.environ.get(SWITCH, "").strip().lower() not in ON:
+    if not environment.switch(environment.FOLLOW, False):
         where = f"{holder} takes its images from {target}, which is neither beside it nor below the working folder"
-        raise DatasetError(f"{where}; if you trust it, say `phosphene --follow COMMAND` ({SWITCH}=1)")
+        raise DatasetError(f"{where}; if you trust it, say `phosphene --follow COMMAND` ({environment.FOLLOW}=1)")
 
 
 def is_checked() -> bool:

@@ -74,6 +74,7 @@ class Writer:
         dtype: str = "uint8",
         rank: int = 0,
         barrier: Callable[[], None] = lambda: None,
+        first: Callable[[Callable[[], object]], object] | None = None,
     ) -> Writer:
         """Begin the data set of `count` images in folder `path`, or go on with it.
 
@@ -81,8 +82,9 @@ class Writer:
         and made again. Rank 0 does it; the others wait.
 
         `logits` False: labels instead; `labels` False, too: no targets. `seeds`: columns of seeds.npy,
-        `regions`: crops per image in regions.npy, 0 for none. `barrier`: waits for all ranks, needed when there are
-        several. `finished` is set when the folder already holds this very data set.
+        `regions`: crops per image in regions.npy, 0 for none. `barrier`: waits for all ranks; `first`:
+        has the first rank do it while the others wait; both are the machine's, and needed when there are several ranks.
+        `finished` is set when the folder already holds this very data set.
 
         Raises:
             DatasetError: the folder holds another data set.
@@ -91,9 +93,10 @@ class Writer:
         folder = Path(path)
         card = dataclasses.replace(card, count=count)
         shapes = _shapes(card, logits, labels, seeds, regions, dtype)
-        if rank == 0:
+        if first is not None:
+            first(lambda: _begin(folder, card, shapes))
+        elif rank == 0:
             _begin(folder, card, shapes)
-        barrier()
         finished = _finished(folder, card)
         names = [] if finished else [*shapes]
         arrays: dict[str, np.ndarray] = {name: _open(folder / f"{name}.npy", *shapes[name]) for name in names}

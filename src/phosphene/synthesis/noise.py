@@ -57,7 +57,7 @@ def _write(teacher: Teacher, settings: NoiseSettings, run: Run) -> None:
     chunks = machine.share(-(-images // CHUNK))
     writer = None
     if not run.estimating:
-        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier}
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
         writer = Writer.create(run.path, _card(teacher, settings, run), images, **ranks)
     run.disk(images * (teacher.shape[0] * teacher.shape[1] * teacher.shape[2] + 2 * teacher.classes))
 

@@ -279,7 +279,7 @@ def _store(card: Card, data: ImageDataset, run: Run) -> None:
     chunks = machine.share(-(-len(data) // size))
     writer = None
     if not run.estimating:
-        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier}
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
         writer = Writer.create(run.path, card, len(data), logits=False, dtype=data.dtype, **ranks)
     run.disk(len(data) * (bytes_each + 8))
 

@@ -115,7 +115,8 @@ def _write(run: Run, images: ImageDataset, teacher: Teacher, card: Card, grid: G
     bytes_each = int(np.prod(card.shape)) * np.dtype(images.dtype).itemsize + 2 * each * card.classes
     size = max(1, min(MOST, CHUNK // bytes_each))
     chunks = machine.share(-(-len(images) // size))
-    own: dict[str, Any] = {"dtype": images.dtype, "regions": each, "rank": machine.rank, "barrier": machine.barrier}
+    ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
+    own: dict[str, Any] = {"dtype": images.dtype, "regions": each, **ranks}
     writer = None if run.estimating else Writer.create(run.path, card, len(images), **own)
     run.disk(len(images) * (bytes_each + 2 * card.classes))
 

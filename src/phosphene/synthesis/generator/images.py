@@ -79,7 +79,8 @@ def _write(order: Order, identity: dict[str, Any], run: Run) -> None:
     view, writer = view_of(order.trained, teacher, machine), None
     card = _card(order, identity, run)
     if not run.estimating:
-        writer = Writer.create(run.path, card, images, rank=machine.rank, barrier=machine.barrier)
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
+        writer = Writer.create(run.path, card, images, **ranks)
     run.disk(images * (teacher.shape[0] * teacher.shape[1] * teacher.shape[2] + 2 * teacher.classes))
 
     def make(chunk: int) -> None:

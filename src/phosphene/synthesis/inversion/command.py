@@ -86,7 +86,7 @@ def _synthesize(plan: Plan, inverter: Inverter, run: Run, shares: list[float]) -
     card = _card(plan, inverter, run, shares)
     writer = None
     if not run.estimating:
-        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier}
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
         writer = Writer.create(run.path, card, plan.images, seeds=len(SEEDS), **ranks)
     run.disk(plan.images * (int(np.prod(card.shape)) + 2 * card.classes + 4 * len(SEEDS)))  # uint8, float16, int32
     began, done = time.monotonic(), 0
