@@ -273,9 +273,11 @@ def test_what_a_kill_leaves_at_the_start_is_no_hindrance(tmp_path: Path, leftove
 
 def test_checkpoints_that_a_kill_left_in_a_finished_run_go(tmp_path: Path) -> None:
     Run.open("train", {}, [], tmp_path / "r", MACHINE).finish({})
-    (tmp_path / "r" / "phase-work").write_bytes(b"")
+    before = sorted(os.listdir(tmp_path / "r"))
+    for leftover in ("phase-work", "checkpoint.before", ".lock", ".holder.json"):
+        (tmp_path / "r" / leftover).write_bytes(b"")
     assert Run.open("train", {}, [], tmp_path / "r", MACHINE).finished == {}
-    assert not (tmp_path / "r" / "phase-work").exists()
+    assert sorted(os.listdir(tmp_path / "r")) == before
 
 
 def test_a_second_process_in_a_run_folder_is_refused(tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def claim(path: Path, config: dict[str, Any]) -> None:
     """
     _check(path, config)
     if (path / "result.json").exists():
+        lock.clear(path)
         return  # it is only read from now on, and may lie where nothing can be written
     lock.take(path)
     try:

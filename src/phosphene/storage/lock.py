@@ -82,6 +82,14 @@ def give_back(folder: Path) -> None:
         lock.release()
 
 
+def clear(folder: Path) -> None:
+    """Remove what a killed process left of its lock, unless another one is at work or nothing can be written."""
+    if any((folder / name).exists() for name in (LOCK, HOLDER)):
+        with contextlib.suppress(PhospheneError):
+            take(folder)
+            give_back(folder)
+
+
 def is_trace(path: Path) -> bool:
     """Whether a file is one of the lock's."""
     return path.name in (LOCK, HOLDER)
