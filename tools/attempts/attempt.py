@@ -1,0 +1,121 @@
+"""One attempt: its folder, its random generator, the commands that it ran, and what came of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from . import forks, judge, stock
+from .forks import Ended, Job
+
+
+@dataclass
+class Attempt:
+    """The same seed, kind and index give the same attempt."""
+
+    kind: str
+    index: int
+    seed: int
+    place: Path  # of the whole campaign
+    command: str = ""
+    what: str = ""
+    kills: int = 0
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = Random(f"{self.seed} {self.kind} {self.index}")
+        self.folder = self.place / "attempts" / f"{self.kind}-{self.index}"
+        self.stock = self.place / "stock"
+
+    def prepare(self) -> None:
+        """Make the folder, empty but for the link to the stock."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        (self.folder / "stock").symlink_to(self.stock)
+
+    def job(self, words: Sequence[str], **more: Any) -> Job:
+        """A command in this folder, noted for the replay."""
+        job = Job(list(words), more.pop("folder", self.folder), name=f"step{len(self.steps)}", **more)
+        note = {
+            "words": job.words,
+            "environment": dict(job.environment),
+            "limits": {str(k): v for k, v in job.limits.items()},
+        }
+        self.steps.append(note)
+        return job
+
+    def run(
+        self,
+        words: Sequence[str],
+        seconds: float = 60.0,
+        signals: Sequence[tuple[float, int]] = (),
+        real: bool = False,
+        environment: Mapping[str, str | None] | None = None,
+        limits: Mapping[int, int] | None = None,
+        call: Callable[[], Any] | None = None,
+        inside: Path | None = None,
+    ) -> Ended:
+        """Run a command and note how it ended."""
+        job = self.job(words, environment=environment or {}, limits=limits or {}, call=call, inside=inside)
+        ended = forks.run(job, seconds, signals, real)
+        self.steps[-1] |= {"signals": list(signals), "seconds": seconds, "real": real, "status": ended.status}
+        self.kills += bool(ended.sent) and not ended.late and ended.status != 0
+        return ended
+
+    def sound(self, name: str, out: Path | None = None) -> str:
+        """Run the command until it ends by itself: what is wrong with its end, or with the bytes it left."""
+        inside = None if out is None else out.parent
+        ended = self.run(stock.words(name), 120.0, inside=inside)
+        here = out or self.folder / "out"
+        if told := judge.problem(ended):
+            return told
+        if ended.status:
+            return f"cannot go on: {judge.tail(ended.errors)}"
+        there = self.stock / name / "out"
+        return judge.difference(here, there) if there.is_dir() else ""
+
+    def done(self, problem: str, began: float) -> dict[str, Any]:
+        """The line of the journal; the folder stays where the attempt failed."""
+        line = {
+            **{"kind": self.kind, "index": self.index, "command": self.command, "what": self.what, "kills": self.kills},
+            **{"ends": [step.get("status") for step in self.steps], "problem": problem},
+            "seconds": round(time.monotonic() - began, 3),
+        }
+        if problem:
+            line["fault"] = judge.fault(problem)
+            kept = self.place / "failed" / self.folder.name
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(exist_ok=True)
+            (self.folder / "attempt.json").write_text(
+                json.dumps({**line, "seed": self.seed, "steps": self.steps}, indent=1)
+            )
+            shutil.move(self.folder, kept)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return line
+
+
+def replay(folder: Path) -> int:
+    """Run the commands of a failed attempt again, in a copy of its folder without what they wrote."""
+    told = json.loads((folder / "attempt.json").read_text())
+    again = folder.with_name(folder.name + "-again")
+    shutil.rmtree(again, ignore_errors=True)
+    shutil.copytree(folder, again, symlinks=True, ignore=shutil.ignore_patterns("out"))
+    found = ""
+    for n, step in enumerate(told["steps"]):
+        limits = {int(k): v for k, v in step["limits"].items()}
+        job = Job(step["words"], again, step["environment"], limits, name=f"step{n}")
+        signals = [tuple(one) for one in step.get("signals", ())]
+        ended = forks.run(job, step.get("seconds", 60.0), signals, step.get("real", False))
+        problem = judge.problem(ended) or judge.undefined(again / "out")
+        print(f"phosphene {' '.join(step['words'])}\n  exit {ended.status}, {ended.seconds:.1f} s; {problem or 'fine'}")
+        print("  " + "\n  ".join(ended.errors.strip().splitlines()[-30:]))
+        found = found or problem
+    print(f"then: {told['problem']}\nnow:  {found or 'nothing'}\nfolder: {again}")
+    return bool(found)

@@ -1,0 +1,53 @@
+"""Every command that writes, killed at random moments, and run again until it ends: the same bytes as undisturbed."""
+
+from __future__ import annotations
+
+import signal
+from random import Random
+
+from . import judge, stock
+from .attempt import Attempt
+
+OFTEN = ("darts", "sgas", "proxyless", "gumbel", "evolution")
+READS_ONLY = ("teacher", "agreement")
+START_UP = 0.06  # share of kills while the program is still importing, in a process of its own
+SOONEST, LATEST = 0.02, 1.3  # of a run's usual seconds
+
+
+def attempt(made: Attempt, times: dict[str, float]) -> str:
+    """One to three kills, then the same command to its end."""
+    random = made.random
+    name = choose(random, times)
+    made.command = stock.command(name)
+    environment = {"PHOSPHENE_CHECKPOINT_SECONDS": random.choice(("0", "0", "0", "0.1", None))}
+    real = random.random() < START_UP
+    told = []
+    for _ in range(random.choice((1, 1, 2, 3))):
+        signals = _signals(random, random.uniform(0.1, 6.0) if real else times[name] * random.uniform(SOONEST, LATEST))
+        told.append(" ".join(f"{signal.Signals(number).name} at {at:.2f} s" for at, number in signals))
+        made.what = f"{name}: {', '.join(told)}{' from the start-up on' if real else ''}"
+        ended = made.run(stock.words(name), 60.0, signals, real, environment)
+        if problem := judge.problem(ended):
+            return problem
+        if ended.status == 2:
+            return f"cannot go on: {judge.tail(ended.errors)}"
+    return made.sound(name)
+
+
+def choose(random: Random, times: dict[str, float]) -> str:
+    """A run: long ones less often, but for the searches that are to be killed often."""
+    names = [name for name in stock.RUNS if name not in READS_ONLY]
+    return random.choices(names, [3.0 if n in OFTEN else 1 / (0.5 + times[n]) for n in names])[0]
+
+
+def _signals(random: Random, at: float) -> list[tuple[float, int]]:
+    kind = random.random()
+    if kind < 0.7:
+        return [(at, signal.SIGKILL)]
+    if kind < 0.8:
+        return [(at, signal.SIGTERM)]
+    if kind < 0.9:
+        return [(at, signal.SIGINT)]
+    if kind < 0.95:
+        return [(at, signal.SIGINT), (at + random.uniform(0, 0.2), signal.SIGINT)]
+    return [(at, signal.SIGTERM), (at + random.uniform(0, 0.3), signal.SIGKILL)]

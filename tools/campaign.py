@@ -1,0 +1,216 @@
+"""A campaign against the package: it runs for as long as it is told, counts every attempt, and keeps what failed.
+
+    python tools/campaign.py --minutes 30 --jobs 2 --out /tmp/campaign
+
+Kinds of attempts are in `tools/attempts/`: kills, readers, flags, disk, memory, pairs, ranks, code. Killed and run
+again with the same --out it goes on. A failed attempt leaves a folder: python tools/campaign.py --replay FOLDER.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = str(ROOT / "src")
+sys.path[:0] = [SOURCE, str(ROOT / "tools")]
+os.environ.update(PYTHONPATH=SOURCE, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", MPLBACKEND="Agg", TQDM_DISABLE="1")
+
+from attempts import code, flags, forks, kills, limits, machine, readers, record, stock, together  # noqa: E402
+from attempts.attempt import Attempt, replay  # noqa: E402
+
+KINDS: dict[str, tuple[float, Callable[..., str]]] = {  # kind -> its share of the time, its attempt
+    "kills": (50.0, kills.attempt),
+    "readers": (14.0, readers.attempt),
+    "flags": (10.0, flags.attempt),
+    "python": (3.0, machine.python),
+    "recipes": (3.0, machine.recipe),
+    "environment": (2.0, machine.environment),
+    "code": (3.0, lambda made, times: code.attempt(made)),
+    "disk": (5.0, limits.disk),
+    "memory": (4.0, limits.memory),
+    "pairs": (3.0, together.pairs),
+    "ranks": (3.0, together.ranks),
+}
+
+
+def main() -> int:
+    """Run the campaign; exit status 1 where an attempt failed."""
+    given = arguments()
+    forks.preload()
+    if given.replay:
+        return replay(given.replay.resolve())
+    place = given.out.resolve()
+    times = make_stock(place)
+    lines = Journal(place / "journal.jsonl")
+    attack(given, place, times, lines)
+    summarize(lines.lines)
+    if given.record:
+        keep(given, lines.lines)
+    return any(line["problem"] and not record.left(line) for line in lines.lines)
+
+
+def arguments() -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long to go on")
+    parser.add_argument("--jobs", type=int, default=1, help="attempts at a time")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other attempts")
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas between")
+    parser.add_argument("--out", type=Path, default=Path("runs/campaign"), help="folder of stock, journal and failures")
+    parser.add_argument("--record", type=Path, help="file to write the summary to")
+    parser.add_argument("--replay", type=Path, metavar="FOLDER", help="run a failed attempt again")
+    return parser.parse_args()
+
+
+class Journal:
+    """One line an attempt; what is there is not attempted again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole)  # killed while it wrote
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in whole.splitlines()]
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append one."""
+        self.lines.append(line)
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def make_stock(place: Path) -> dict[str, float]:
+    """The sound runs, and the seconds that each took; a run that fails here is not attacked, but told."""
+    folder = place / "stock"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "seconds.json"
+    times: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    if not (folder / "files" / "results").exists():
+        forks.run(forks.Job([], folder, call=lambda: stock.make_files(folder / "files"), name="files"))
+    for name in stock.RUNS:
+        if name not in times:
+            run = folder / name
+            run.mkdir(exist_ok=True)
+            if not (run / "stock").is_symlink():
+                (run / "stock").symlink_to(folder)
+            ended = forks.run(forks.Job(stock.words(name), run))
+            if ended.status:
+                print(f"stock: {name} ends with {ended.status}: {ended.errors[-300:]}", file=sys.stderr)
+            times[name] = ended.seconds
+            kept.write_text(json.dumps(times))
+    (place / "attempts").mkdir(exist_ok=True)
+    if not (place / "attempts" / "import-npz").is_symlink():  # what a copied data set of random labels refers to
+        (place / "attempts" / "import-npz").symlink_to("../stock/import-npz")
+    for i, reader in enumerate(readers.READERS):
+        if readers.key(reader) not in times:
+            made = Attempt("sound", i, 0, place)
+            made.prepare()
+            ended = readers.sound(made, reader)
+            if ended.status:
+                print(f"stock: {readers.key(reader)} ends with {ended.status}: {ended.errors[-300:]}", file=sys.stderr)
+            times[readers.key(reader)] = ended.seconds
+            kept.write_text(json.dumps(times))
+    return times
+
+
+def plan(given: argparse.Namespace, lines: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
+    """(kind, index) without end: the kind that has had the least of its share comes next."""
+    done = {(line["kind"], line["index"]) for line in lines}
+    spent, following = Counter[str](), Counter[str]()
+    for line in lines:
+        spent[line["kind"]] += line["seconds"]
+    while True:
+        kind = min(given.only.split(","), key=lambda one: spent[one] / KINDS[one][0])
+        while (kind, following[kind]) in done:
+            following[kind] += 1
+        done.add((kind, following[kind]))
+        known = [line["seconds"] for line in lines if line["kind"] == kind]
+        spent[kind] += sum(known[-50:]) / len(known[-50:]) if known else 1.0
+        yield kind, following[kind]
+
+
+def attack(given: argparse.Namespace, place: Path, times: dict[str, float], journal: Journal) -> None:
+    """Attempts until the time is over; each worker is a fork of this process and forks its commands."""
+    began, shown = time.monotonic(), 0.0
+    works = plan(given, journal.lines)
+    forked = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(given.jobs, forked, _ignore_interrupts) as pool:
+        running: list[Future[dict[str, Any]]] = []
+        while running or time.monotonic() - began < given.minutes * 60:
+            while len(running) < given.jobs and time.monotonic() - began < given.minutes * 60:
+                running.append(pool.submit(one, *next(works), given.seed, place, times))
+            for ready in wait(running, 30.0, FIRST_COMPLETED).done:
+                running.remove(ready)
+                journal.add(ready.result())
+            if time.monotonic() - shown > 30:
+                shown = time.monotonic()
+                left = given.minutes - (shown - began) / 60
+                failed = sum(bool(line["problem"]) for line in journal.lines)
+                print(
+                    f"{len(journal.lines)} attempts, {failed} failed, {left:.0f} minutes left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us; commands take it again
+
+
+def one(kind: str, index: int, seed: int, place: Path, times: dict[str, float]) -> dict[str, Any]:
+    """One attempt, from its folder to the line of the journal."""
+    began = time.monotonic()
+    made = Attempt(kind, index, seed, place)
+    made.prepare()
+    try:
+        problem = KINDS[kind][1](made, times)
+    except Exception as error:  # a fault of the campaign's: it must not end it, nor pass for a success
+        problem = (
+            f"the campaign itself: {type(error).__name__}: {error} ({traceback.format_exc().splitlines()[-3].strip()})"
+        )
+    return made.done(problem, began)
+
+
+def keep(given: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
+    """Write the record, and the page of all results where it lies among these."""
+    from phosphene.recipes import results
+
+    minutes = sum(line["seconds"] for line in lines) / 60 / given.jobs
+    made = record.record(lines, given.seed, round(minutes, 1), given.jobs, results.this_machine())
+    given.record.parent.mkdir(parents=True, exist_ok=True)
+    given.record.write_text(json.dumps(made, indent=1) + "\n")
+    if given.record.resolve().parent == ROOT / "docs" / "results":
+        results.results(given.record.parent)
+
+
+def summarize(lines: list[dict[str, Any]]) -> None:
+    """The attempts by kind, and each fault with its first folder."""
+    for kind in dict.fromkeys(line["kind"] for line in lines):
+        of = [line for line in lines if line["kind"] == kind]
+        failed, seconds = sum(bool(line["problem"]) for line in of), sum(line["seconds"] for line in of)
+        print(f"{kind}: {len(of)} attempts, {failed} failed, {seconds:.0f} s")
+    faults: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        if line["problem"]:
+            faults.setdefault(line["fault"], []).append(line)
+    for of in sorted(faults.values(), key=len, reverse=True):
+        first = of[0]
+        print(f"{len(of):5d}  {first['kind']}-{first['index']}  {first['command']} | {first['what'][:100]}")
+        print(f"       {first['problem'][:260]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
