@@ -429,10 +429,14 @@ def changed(folder, **fields):
     [
         ("noise", lambda d: changed(d, kind="dreams"), "of kind 'dreams'; this version knows noise, fractal, dataset"),
         ("noise", lambda d: changed(d, kind=["noise"]), "this version knows noise"),
-        ("noise", lambda d: (d / "card.json").write_text('{"shape": [1, 2, 2], "source": "x"}'), "source 'x' is not a"),
-        ("noise", lambda d: changed(d, seed="x"), "card.json is damaged .source"),
-        ("noise", lambda d: changed(d, seed=None), "card.json is damaged .source"),
-        ("fractal", lambda d: changed(d, points="many"), "card.json is damaged .source"),
+        (
+            "noise",
+            lambda d: (d / "card.json").write_text('{"shape": [1, 2, 2], "source": "x"}'),
+            "source should be an obj",
+        ),
+        ("noise", lambda d: changed(d, seed="x"), "card.json: source: \\w+ should be a valid integer"),
+        ("noise", lambda d: changed(d, seed=None), "card.json: source: \\w+ should be a valid integer"),
+        ("fractal", lambda d: changed(d, points="many"), "card.json: source: \\w+ should be a valid integer"),
         ("fractal", lambda d: (d / "categories.json").unlink(), "categories.json is not a sound file.*make it again"),
         ("fractal", lambda d: (d / "categories.json").write_text("{}"), "categories.json is not a sound file"),
         ("fractal", lambda d: changed(d, categories="0"), "not the file of categories that this data set was made wi"),

@@ -141,6 +141,13 @@ class Grid:
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**known)
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether every crop lies within images (H, W) and their border."""
+        ends = (max(self.tops) + self.height, max(self.lefts) + self.width)
+        return min(*self.tops, *self.lefts) >= 0 and all(
+            end <= side + 2 * self.pad for end, side in zip(ends, shape, strict=True)
+        )
+
     def describe(self) -> dict[str, Any]:
         """The grid as JSON, for a card."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

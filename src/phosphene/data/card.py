@@ -1,27 +1,85 @@
-"""A data set's card, `card.json` (content, origin, how to make it again), and the arrays that must fit it."""
+"""A data set's card, `card.json`: content, origin, how to make it again; and the sizes and names that flags give."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Required
 
-import numpy as np
-import torch
-from torch import Tensor
+from annotated_types import Ge, Gt, Le, Len
+from typing_extensions import TypedDict
 
 from .. import limits
 from ..errors import DatasetError, SettingsError
+from ..storage import typed, whole
 
-PIXELS = ("uint8", "float16", "float32")
 MOST_CLASSES, MOST_IMAGES = limits.CLASSES, 10**10  # beyond, heads and labels fit into no memory
-CHUNK = 16 << 20  # bytes read at a time when all images are visited
 YOUNGER = ("random_labels", "source", "grid")  # fields that the first cards did not have
+REMEDY = "remove the folder, and make or import the data set again"
+
+Side = Annotated[int, Ge(1), Le(limits.SIDE)]
+Shape = tuple[Annotated[int, Ge(1), Le(limits.CHANNELS)], Side, Side]
+Mean = Annotated[float, Ge(-1e30), Le(1e30)]
+Measured = Annotated[float, Ge(0), Le(1e30)]
+Divisor = Annotated[float, Gt(0), Le(1e30)]
+
+
+class Statistics(TypedDict, total=False):
+    """Measured figures; a constant channel has a deviation of 0. Commands add figures of their own."""
+
+    mean: list[Mean]
+    std: list[Measured]
+
+
+class KnownTeacher(TypedDict, total=False):
+    """What is read of the network that gave the soft labels."""
+
+    name: str
+    fingerprint: str
+    shape: Shape | None
+
+
+class Extra(TypedDict, total=False):
+    """What is read of a synthesis: the names of the columns of seeds.npy."""
+
+    seeds: list[str]
+
+
+class GridFields(TypedDict):
+    """`augment.Grid`."""
+
+    height: Side
+    width: Side
+    tops: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
+    lefts: Annotated[list[Annotated[int, Ge(0)]], Len(1)]
+    pad: Annotated[int, Ge(0), Le(limits.SIDE)]
+    mirror: bool
+
+
+class CardFile(TypedDict, total=False):
+    """The types of `card.json`; a key that is not there has its default."""
+
+    name: str
+    origin: str
+    task: Literal["single", "multi"]
+    shape: Required[Shape]
+    classes: Annotated[int, Ge(1), Le(MOST_CLASSES)]
+    class_names: list[str] | None
+    mean: list[Mean] | None
+    std: list[Divisor] | None
+    label_view: str
+    count: Annotated[int, Ge(1), Le(MOST_IMAGES)]
+    teacher: KnownTeacher | None
+    recipe: dict[str, Any]
+    statistics: Statistics
+    extra: Extra
+    random_labels: bool
+    source: dict[str, Any] | None
+    grid: GridFields | None
 
 
 @dataclass
@@ -63,16 +121,29 @@ class Card:
             values = getattr(self, key)
             if values is not None:
                 setattr(self, key, [float(x) for x in values])
-                if len(values) not in (1, self.shape[0]):
-                    raise DatasetError(
-                        f"{key} has {len(values)} values for {self.shape[0]} channels; give one for each"
-                    )
+                self._check_length(key, values)
+            self._check_length(f"statistics.{key}", self.statistics.get(key, [0.0]))
         if (self.mean is None) != (self.std is None):
             raise DatasetError("a card declares mean and std together, or neither")
+        self._check_ranges()
+
+    def _check_length(self, key: str, values: Sequence[float]) -> None:
+        if len(values) not in (1, self.shape[0]):
+            raise DatasetError(f"{key} has {len(values)} values for {self.shape[0]} channels; give one for each")
+
+    def _check_ranges(self) -> None:
+        """Raise `DatasetError` for what cannot be computed with; the types of a file are checked when it is read."""
         if self.source is not None and not isinstance(self.source, dict):
             raise DatasetError(f"source {self.source!r} is not a table of settings; make the data set again")
         if self.task not in ("single", "multi"):
             raise DatasetError(f"task {self.task!r} is neither 'single' nor 'multi'")
+        if min(self.shape) < 1 or max(self.shape[1:]) > limits.SIDE or self.shape[0] > limits.CHANNELS:
+            most = f"1 to {limits.CHANNELS:,} channels and sides of 1 to {limits.SIDE:,} pixels"
+            raise DatasetError(f"images are of shape {self.shape}; a data set has {most}")
+        if not 1 <= self.classes <= MOST_CLASSES:
+            raise DatasetError(f"{self.classes} classes; a data set has 1 to {MOST_CLASSES:,}")
+        if not all(abs(x) <= 1e30 for x in self.mean or ()) or not all(0 < x <= 1e30 for x in self.std or ()):
+            raise DatasetError(f"mean {self.mean} and std {self.std} are no normalisation; std is above 0, both finite")
 
     def dumps(self) -> str:
         """The card as JSON text, keys in a fixed order, so that equal cards are equal bytes.
@@ -81,13 +152,11 @@ class Card:
         """
         fields = dataclasses.asdict(self)
         kept = {key: value for key, value in fields.items() if key not in YOUNGER or value}
-        return json.dumps(kept, indent=1, sort_keys=True) + "\n"
+        return json.dumps(typed.defined(kept), indent=1, sort_keys=True) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write `card.json` into `folder` atomically."""
-        part = folder / "card.json.part"
-        part.write_text(self.dumps())
-        os.replace(part, folder / "card.json")
+        """Write `card.json` into `folder`, whole or not at all."""
+        whole.write(folder / "card.json", self.dumps())
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -95,11 +164,14 @@ class Card:
         path = folder / "card.json"
         if not path.is_file():
             raise DatasetError(_why_no_card(folder))
+        fields: dict[str, Any] = {**typed.read(path, CardFile, DatasetError, REMEDY)}
+        unknown = fields.keys() - {each.name for each in dataclasses.fields(cls)}
+        if unknown:
+            raise DatasetError(f"{path} has the key {min(unknown)!r}, which this version does not know; {REMEDY}")
         try:
-            fields = json.loads(path.read_text())
-            return cls(**{**fields, "shape": tuple(fields["shape"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(f"{path} is damaged ({error}); make or import the data set again") from error
+            return cls(**fields)
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}") from error
 
 
 def _why_no_card(folder: Path) -> str:
@@ -143,125 +215,3 @@ def _written(names: str) -> list[str]:
             except UnicodeDecodeError as error:
                 raise SettingsError(f"--class-names {names} is not a text file in UTF-8 ({error})") from error
     return names.split(",")
-
-
-# -- arrays -----------------------------------------------------------------------------------------------------------
-
-
-def centred(logits: np.ndarray, task: str = "single") -> np.ndarray:
-    """Logits (N, K) as they are stored: float16, centred per image (softmax is invariant to it).
-
-    float16 comes back as it is: centring what was rounded once would round it twice.
-    """
-    if logits.ndim != 2:
-        raise DatasetError(f"logits have shape {logits.shape}; (N, K) is needed")
-    if logits.dtype == np.float16:
-        return logits
-    exact = logits.astype(np.float64)
-    if task == "single":
-        exact -= exact.mean(1, keepdims=True)
-    return np.clip(exact, -65504, 65504).astype(np.float16)
-
-
-def statistics(images: Any, most: int | None = None) -> dict[str, Any]:
-    """Per-channel mean and std on the pixel scale 0..1, streamed; over `most` evenly spaced images where set."""
-    count, channels = images.shape[0], images.shape[1]
-    at = np.arange(count) if most is None or most >= count else np.linspace(0, count - 1, most).astype(np.int64)
-    step = max(1, CHUNK // max(1, int(np.prod(images.shape[1:])) * 4))
-    total, squares, n = np.zeros(channels), np.zeros(channels), 0
-    for part in parts(at, step):
-        x = torch.from_numpy(np.array(images[part])).to(torch.float64 if images.dtype != np.uint8 else torch.float32)
-        flat = x.transpose(0, 1).reshape(channels, -1)
-        total += flat.sum(1, dtype=torch.float64).numpy()
-        squares += flat.square().sum(1, dtype=torch.float64).numpy()
-        n += flat.shape[1]
-    unit = 255.0 if images.dtype == np.uint8 else 1.0
-    mean = total / max(n, 1) / unit
-    std = np.sqrt(np.maximum(squares / max(n, 1) / unit**2 - mean**2, 0))
-    return {"mean": [round(float(x), 6) for x in mean], "std": [round(float(x), 6) for x in std]}
-
-
-def sampled(images: Any) -> dict[str, Any]:
-    """`statistics` of at most 2,048 evenly spaced images, and of fewer where they are larger than 64x64 pixels."""
-    return statistics(images, most=max(128, 2048 * 64**2 // max(64**2, images.shape[2] * images.shape[3])))
-
-
-def parts(index: np.ndarray, step: int) -> Iterable[np.ndarray]:
-    """The index in pieces of `step`."""
-    return (index[i : i + step] for i in range(0, len(index), step))
-
-
-def array(x: Any) -> np.ndarray:
-    """A tensor or anything array-like, as numpy."""
-    try:
-        return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-    except (TypeError, ValueError) as error:  # bfloat16, or lists of unequal lengths
-        raise DatasetError(f"these are no plain numbers of one shape ({error}); give a numpy array") from error
-
-
-def labels_of(labels: np.ndarray, task: str) -> np.ndarray:
-    """Labels as they are stored: int64 (N,), or float32 (N, K) with NaN = unlabelled for task `multi`."""
-    numbers = any(np.issubdtype(labels.dtype, kind) for kind in (np.integer, np.floating, np.bool_))
-    if task == "multi":
-        if labels.ndim != 2 or not numbers:
-            raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one target for each class: (N, K)")
-        return labels.astype(np.float32)
-    if labels.ndim != 1 or not numbers or not (labels == np.floor(labels)).all():
-        raise DatasetError(f"labels {labels.dtype}{labels.shape} are not one integer each; give logits for soft ones")
-    low, high = labels.min(initial=0), labels.max(initial=0)
-    if low < 0 or high >= MOST_CLASSES:
-        raise DatasetError(f"labels run from {low} to {high}; they count from 0, and {MOST_CLASSES:,} are most")
-    return labels.astype(np.int64)
-
-
-def count_classes(fields: dict[str, Any], labels: np.ndarray | None, logits: np.ndarray | None) -> int:
-    """How many classes a set has: as many as names, else as columns, else up to the largest label."""
-    if fields.get("class_names") is not None:
-        return len(fields["class_names"])
-    table = logits if logits is not None else labels
-    if table is None:
-        raise DatasetError("a data set without labels or logits needs its number of classes: classes=K")
-    return int(table.shape[1]) if table.ndim == 2 else int(table.max(initial=0)) + 1
-
-
-def check(card: Card, images: Any, labels: Any, logits: Any) -> None:
-    """Raise `DatasetError` where the arrays are not those of the card."""
-    if card.count < 1:
-        raise DatasetError(f"{card.name} holds no images; name a data set that does")
-    if str(images.dtype) not in PIXELS:
-        raise DatasetError(f"images are {images.dtype}; a data set holds one of {', '.join(PIXELS)}")
-    if tuple(images.shape) != (card.count, *card.shape):
-        there, expected = tuple(images.shape), (card.count, *card.shape)
-        raise DatasetError(f"images are {there}, but the card has {expected}; make or import the data set again")
-    for name, values in (("labels", labels), ("logits", logits)):
-        if values is not None and len(values) != card.count:
-            raise DatasetError(f"{len(values)} {name} for {card.count} images; import again")
-        if values is not None and values.ndim == 2 and values.shape[1] != card.classes:
-            raise DatasetError(f"{name} have {values.shape[1]} columns for {card.classes} classes; import again")
-    _check_kinds(card, labels, logits)
-    if not isinstance(labels, np.ndarray) or labels.ndim == 2:
-        return  # computed labels are in range by construction
-    if not 0 <= labels.min() <= labels.max() < card.classes:
-        low, high = labels.min(), labels.max()
-        raise DatasetError(f"labels run from {low} to {high}, outside 0..{card.classes - 1}; set the number of classes")
-
-
-def _check_kinds(card: Card, labels: Any, logits: Any) -> None:
-    """Raise `DatasetError` where labels or logits have other dimensions or types than the task's."""
-    kinds = {"labels": (1, np.integer, "(N,) int64") if card.task == "single" else (2, np.floating, "(N, K) float32")}
-    kinds["logits"] = (2, np.floating, "(N, K) float16")
-    for name, values in (("labels", labels), ("logits", logits)):
-        if values is not None and (values.ndim, np.issubdtype(values.dtype, kinds[name][1])) != (kinds[name][0], True):
-            there = f"{values.dtype}{tuple(values.shape)}"
-            raise DatasetError(f"{name} are {there}, but the task {card.task} has {kinds[name][2]}; import again")
-
-
-def mapped(path: Path) -> np.ndarray | None:
-    """A memory map of an .npy, None where there is no such file; raises `DatasetError` for anything else."""
-    if not path.exists():
-        return None
-    try:
-        loaded: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        return loaded
-    except (OSError, ValueError, EOFError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); make or import the data set again") from error

@@ -6,9 +6,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Lt
+from typing_extensions import TypedDict
 
 from ..errors import DatasetError
 from .card import Card
@@ -44,6 +46,25 @@ def random_labels(card: Card) -> Computed:
     """Labels (N,) that are uniform over the card's classes, by the source's seed."""
     draw = partial(counter.uniform_labels, seed=int(source_of(card)["seed"]), classes=card.classes)
     return Computed(draw, card.count, (), "int64")
+
+
+class Noise(TypedDict):
+    """Independent N(0, 1) pixels of a seed."""
+
+    kind: Literal["noise"]
+    seed: int
+
+
+class Fractal(TypedDict):
+    """Fractals of the categories whose digest this is; labels are random, or the categories."""
+
+    kind: Literal["fractal"]
+    seed: int
+    categories: str
+    labels: Literal["random", "category"]
+    points: Annotated[int, Ge(1), Lt(1 << 31)]
+    patch: bool
+    colour: bool
 
 
 def _noise(card: Card, folder: Path) -> dict[str, Any]:
@@ -83,5 +104,8 @@ def _fractal(card: Card, folder: Path) -> dict[str, Any]:
     return {"images": images, "labels": Computed(category, card.count, (), "int64")}
 
 
-SOURCES: dict[str, Callable[[Card, Path], dict[str, Any]]] = {"noise": _noise, "fractal": _fractal}
-"""Card.source["kind"] -> the images and labels of that card, whose file is in that folder."""
+SOURCES: dict[str, tuple[Any, Callable[[Card, Path], dict[str, Any]]]] = {
+    "noise": (Noise, _noise),
+    "fractal": (Fractal, _fractal),
+}
+"""Card.source["kind"] -> its types, and the images and labels of that card, whose file is in that folder."""

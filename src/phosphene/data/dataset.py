@@ -20,30 +20,21 @@ import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ..core import Batch
 from ..errors import DatasetError
+from ..storage import typed
+from . import follow, stored
+from .arrays import CHUNK, PIXELS, array, centred, check, count_classes, labels_of, parts, sampled, statistics
 from .augment import Grid
-from .card import (
-    CHUNK,
-    PIXELS,
-    Card,
-    array,
-    centred,
-    check,
-    count_classes,
-    labels_of,
-    mapped,
-    parts,
-    sampled,
-    statistics,
-)
-from .computed import SOURCES, Computed, random_labels
+from .card import REMEDY, Card
+from .computed import CATEGORIES, SOURCES, Computed, random_labels
 from .procedural.counter import random_subset
 from .writer import Writer
 
@@ -83,7 +74,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self.card, self.path, self.seeds = card, path, seeds
         self._images, self._labels, self._logits, self._index = images, labels, logits, index
         self._regions = regions
-        check(card, images, labels, logits)
+        check(card, images, labels, logits, seeds)
         _check_regions(card, regions)
 
     # -- where data sets come from ------------------------------------------------------------------------------------
@@ -100,13 +91,18 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             return path
         folder = Path(path)
         card = Card.load(folder)
+        follow.note(folder)
         if card.source is not None:
-            return cls.computed(card, folder, path=folder)
-        arrays = {name: mapped(folder / f"{name}.npy") for name in ("labels", "logits", "seeds", "regions")}
-        images = mapped(folder / "images.npy")
-        if images is None:
-            raise DatasetError(f"{folder / 'images.npy'} is missing; make or import the data set again")
-        return cls(card, images, path=folder, **arrays)
+            data = cls.computed(card, folder, path=folder)
+            stored.check(folder, {}, *([CATEGORIES] if card.source.get("kind") == "fractal" else []))
+            return data
+        arrays = stored.mapped(folder)
+        try:
+            data = cls(card, path=folder, **arrays)
+        except DatasetError as error:
+            raise DatasetError(f"{folder}: {error}") from error
+        stored.check(folder, arrays)
+        return data
 
     @classmethod
     def computed(cls, card: Card, folder: Path, *, path: Path | None = None) -> ImageDataset:
@@ -116,17 +112,15 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         damaged, of an unknown kind, or leans on a file or data set that is not there or was changed.
         """
         source = card.source or {}
-        kind, sources = str(source.get("kind")), {**SOURCES, "dataset": _borrowed}
+        kind, sources = str(source.get("kind")), {**SOURCES, "dataset": (Borrowed, _borrowed)}
         if kind not in sources:
             raise DatasetError(f"{folder} has a source of kind {kind!r}; this version knows {', '.join(sources)}")
-        try:
-            arrays = sources[kind](card, folder)
-            if not card.statistics:
-                card = dataclasses.replace(card, statistics=sampled(arrays["images"]))
-            return cls(card, **arrays, path=path)
-        except (KeyError, TypeError, ValueError) as error:
-            why = f"{folder / 'card.json'} is damaged (source: {error!r}); make the data set again"
-            raise DatasetError(why) from error
+        fields, make = sources[kind]
+        typed.check(source, fields, f"{folder / 'card.json'}: source", DatasetError, REMEDY)
+        arrays = make(card, folder)
+        if not card.statistics:
+            card = dataclasses.replace(card, statistics=sampled(arrays["images"]))
+        return cls(card, **arrays, path=path)
 
     @classmethod
     def from_arrays(
@@ -157,6 +151,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if "classes" not in fields:
             fields["classes"] = count_classes(fields, targets, soft)
         card = Card(**{**fields, "shape": pixels.shape[1:], "count": len(pixels)})
+        for name, values in (("images", pixels), ("labels", targets), ("regions", regions)):
+            if values is not None:
+                stored.refuse(card.name, name, values)
         card.statistics = card.statistics or statistics(pixels)
         return cls(card, pixels, labels=targets, logits=soft, seeds=seeds, regions=regions)
 
@@ -396,7 +393,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.path is not None:
-            opened = ImageDataset.open(self.path)
+            with follow.checked():
+                opened = ImageDataset.open(self.path)
             self._images, self._labels, self._logits = opened._images, opened._labels, opened._logits
             self.seeds, self._regions = opened.seeds, opened._regions
 
@@ -427,8 +425,10 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 def _check_regions(card: Card, regions: Any) -> None:
     """Raise `DatasetError` where the soft labels per crop (N, R, K) do not fit the card's grid."""
     expected = (card.count, 0 if card.grid is None else len(Grid.of(card.grid)), card.classes)
-    if regions is not None and tuple(regions.shape) != expected:
-        there = tuple(regions.shape)
+    if card.grid is not None and not Grid.of(card.grid).fits(card.shape[1:]):
+        raise DatasetError(f"the card's grid has crops outside of images of {card.shape}; label the data set again")
+    if regions is not None and (tuple(regions.shape), np.issubdtype(regions.dtype, np.floating)) != (expected, True):
+        there = f"{regions.dtype}{tuple(regions.shape)}"
         raise DatasetError(f"soft labels per crop are {there}, but the card has {expected}; label the data set again")
 
 
@@ -439,14 +439,24 @@ Data = Annotated[ImageDataset | str | Path, "folder of a data set"]
 # -- images of another data set --------------------------------------------------------------------------------------
 
 
+class Borrowed(TypedDict):
+    """``{"kind": "dataset", "path", "fingerprint", "seed"}``: another data set's images, random labels."""
+
+    kind: Literal["dataset"]
+    path: str
+    fingerprint: str
+    seed: int
+
+
 def _borrowed(card: Card, folder: Path) -> dict[str, Any]:
-    """Source ``{"kind": "dataset", "path", "fingerprint", "seed"}``: another data set's images, random labels."""
+    """The source `Borrowed`."""
     source = card.source or {}
     path, remedy = folder / str(source["path"]), "put it back or make this data set again"
     if not path.is_dir():
         raise DatasetError(f"{folder} takes its images from {path}, which is not there; {remedy}, with --store")
     if path.resolve() == folder.resolve():
         raise DatasetError(f"{folder} takes its images from itself; make this data set again")
+    follow.check(folder, path)
     base = ImageDataset.open(path)
     if base.fingerprint != source["fingerprint"]:
         raise DatasetError(f"{folder} takes its images from {path}, which is another data set now; {remedy}")

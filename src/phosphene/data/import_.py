@@ -94,7 +94,7 @@ def _check_policies(source: str, settings: ChexpertSettings, kind: str) -> None:
 def _write(raw: RawImages, card: Card, out: Path) -> ImageDataset:
     writer = Writer.create(out, card, len(raw.labels), logits=False, dtype=raw.dtype)
     count = len(raw.labels)
-    starts = [] if writer.finished else [start for start in range(0, count, CHUNK) if start not in writer.done]
+    starts = writer.missing(range(0, count, CHUNK))
     bar = Progress(f"importing {card.name}", count, count - sum(min(CHUNK, count - start) for start in starts))
     try:
         for start in starts:

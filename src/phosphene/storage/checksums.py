@@ -34,9 +34,16 @@ def record(folder: Path, *names: str) -> None:
     _verified.update(_state(folder / name) for name in names)
 
 
+def forget(folder: Path, *names: str) -> None:
+    """Drop the checksums of these files, which are written anew."""
+    known = _read(folder, RunError, typed.REMEDY) if (folder / FILE).exists() else {}
+    if known.keys() & {*names}:
+        typed.write_json(folder / FILE, {name: sha for name, sha in known.items() if name not in names})
+
+
 def verify(folder: Path, *names: str, error: type[PhospheneError] = RunError, remedy: str = "make it again") -> None:
     """Raise `error` where one of these files is not what was written; each is read once a process."""
-    if os.environ.get(SWITCH, "").strip().lower() in OFF or not (folder / FILE).exists():
+    if is_off() or not (folder / FILE).exists():
         return
     known = _read(folder, error, remedy)
     for name in names:
@@ -48,6 +55,16 @@ def verify(folder: Path, *names: str, error: type[PhospheneError] = RunError, re
                     f"{FILE}); {remedy}, or remove {folder / FILE} if the change is meant"
                 )
             _verified.add(state)
+
+
+def names(folder: Path, error: type[PhospheneError] = RunError, remedy: str = "make it again") -> set[str]:
+    """The files of the folder that have a checksum; none where there is no `checksums.json`, or none is compared."""
+    return set() if is_off() or not (folder / FILE).exists() else {*_read(folder, error, remedy)}
+
+
+def is_off() -> bool:
+    """Whether the user reads without comparing."""
+    return os.environ.get(SWITCH, "").strip().lower() in OFF
 
 
 def digest(path: Path) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import commands
+from ..data.card import MOST_CLASSES
 from ..data.dataset import ImageDataset
 from ..drawing.figure_style import INK, PALE, colour, figure, save_picture, write_table
 from ..errors import DatasetError, SettingsError
@@ -29,7 +30,7 @@ from ..runtime.parallel import Call, Jobs, side_by_side
 from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Estimate, Ge, Hardware, Le, RunSettings, command
-from ..synthesis.unreal import MOST_CLASSES, relabel
+from ..synthesis.unreal import relabel
 from ..training.train import train as train_network
 from .datasets import DataSets, RealTest, cut, opened
 from .ranks import interval, spearman

@@ -57,19 +57,25 @@ def _write(teacher: Teacher, settings: NoiseSettings, run: Run) -> None:
     chunks = machine.share(-(-images // CHUNK))
     writer = None
     if not run.estimating:
-        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier}
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
         writer = Writer.create(run.path, _card(teacher, settings, run), images, **ranks)
     run.disk(images * (teacher.shape[0] * teacher.shape[1] * teacher.shape[2] + 2 * teacher.classes))
-    for step in run.steps(f"noise-{machine.rank}", len(chunks), alone=True, keep=False):
-        chunk = chunks[step]
+
+    def make(chunk: int) -> None:
         pixels = draw(chunk, settings.spectrum, settings.amplitude, teacher, run.seed)[: images - chunk * CHUNK]
         logits = teacher.logits(pixels, Machine(machine.device, "fp32"))
-        if writer is not None and not writer.finished:
+        if writer is not None:
             slots = range(chunk * CHUNK, chunk * CHUNK + len(pixels))
             writer.write(slots, pixels, logits=logits, chain=chunk)
+
+    for step in run.steps(f"noise-{machine.rank}", len(chunks), alone=True, keep=False):
+        if writer is None or writer.missing([chunks[step]]):
+            make(chunks[step])
     if writer is None:
         run.finish({})  # raises the estimate
     assert writer is not None
+    for chunk in writer.missing(chunks):  # what was lost before the step from which the run went on
+        make(chunk)
     writer.close()
     run.finish({"images": len(ImageDataset.open(run.path))})
 

@@ -24,6 +24,7 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.progress import Progress
 from ..runtime.run import Run
 from ..settings import Estimate, Ge, Le, Output, Seed, Settings, command
+from ..storage import checksums
 
 CHUNK = 4 << 20  # bytes computed, written and journaled at a time
 MOST_PIXELS = 1 << 22  # per image, over its channels: data sets are shown 64 images at a time
@@ -265,6 +266,7 @@ def _write(card: Card, run: Run, store: bool, data: ImageDataset | None = None) 
         _store(dataclasses.replace(card, statistics=data.card.statistics, source=None), data, run)
     elif run.machine.rank == 0 and not run.estimating:
         data.card.save(run.path)
+        checksums.record(run.path, "card.json", *([CATEGORIES] if (run.path / CATEGORIES).exists() else []))
     run.machine.barrier()
     run.finish({"images": card.count, "classes": card.classes})
     return ImageDataset.open(run.path)
@@ -277,15 +279,20 @@ def _store(card: Card, data: ImageDataset, run: Run) -> None:
     chunks = machine.share(-(-len(data) // size))
     writer = None
     if not run.estimating:
-        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier}
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
         writer = Writer.create(run.path, card, len(data), logits=False, dtype=data.dtype, **ranks)
     run.disk(len(data) * (bytes_each + 8))
+
+    def draw(chunk: int) -> None:
+        part = data.subset(slots := range(chunk * size, min((chunk + 1) * size, len(data))))
+        pixels, labels = part.pixels(range(len(part))), part.labels
+        if writer is not None:
+            writer.write(slots, pixels, labels=labels, chain=chunk)
+
     for step in run.steps(f"draw-{machine.rank}", len(chunks), alone=True, keep=False):
-        slots = range(chunks[step] * size, min((chunks[step] + 1) * size, len(data)))
-        if writer is None:
-            data.pixels(slots)
-        elif not writer.finished and chunks[step] not in writer.done:
-            part = data.subset(slots)
-            writer.write(slots, part.pixels(range(len(part))), labels=part.labels, chain=chunks[step])
+        if writer is None or writer.missing([chunks[step]]):
+            draw(chunks[step])
     if writer is not None:
+        for chunk in writer.missing(chunks):  # what was lost before the step from which the run went on
+            draw(chunk)
         writer.close()

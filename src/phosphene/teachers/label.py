@@ -76,10 +76,7 @@ def label(
         run.finish({})  # raises the estimate
     assert writer is not None
     if not writer.finished:
-        machine.barrier()
-        each = 0 if grid is None else len(grid)
-        everyone = Writer.create(run.path, card, len(images), dtype=images.dtype, regions=each)  # reads all journals
-        writer.close(statistics=_agreement(images, card, everyone.facts.values()))
+        writer.close(statistics=_agreement(images, card, writer.gather().values()))
     labelled = ImageDataset.open(run.path)
     run.finish({"images": len(labelled), "agreement": labelled.card.statistics.get("agreement")})
     return labelled
@@ -118,13 +115,12 @@ def _write(run: Run, images: ImageDataset, teacher: Teacher, card: Card, grid: G
     bytes_each = int(np.prod(card.shape)) * np.dtype(images.dtype).itemsize + 2 * each * card.classes
     size = max(1, min(MOST, CHUNK // bytes_each))
     chunks = machine.share(-(-len(images) // size))
-    own: dict[str, Any] = {"dtype": images.dtype, "regions": each, "rank": machine.rank, "barrier": machine.barrier}
+    ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
+    own: dict[str, Any] = {"dtype": images.dtype, "regions": each, **ranks}
     writer = None if run.estimating else Writer.create(run.path, card, len(images), **own)
     run.disk(len(images) * (bytes_each + 2 * card.classes))
-    for step in run.steps(f"label-{machine.rank}", len(chunks), alone=True, keep=False):
-        chunk = chunks[step]
-        if writer is not None and (writer.finished or chunk in writer.done):
-            continue
+
+    def make(chunk: int) -> None:
         slots = np.arange(chunk * size, min((chunk + 1) * size, len(images)))
         pixels = images.pixels(slots)
         logits = teacher.logits(view.move(pixels).to(machine.device), machine).cpu()
@@ -132,6 +128,12 @@ def _write(run: Run, images: ImageDataset, teacher: Teacher, card: Card, grid: G
         if writer is not None:
             same = int((images.labels[slots] == logits.argmax(1).numpy()).sum()) if images.labelled else 0
             writer.write(slots, pixels, logits=logits, regions=regions, chain=chunk, facts={"same": same})
+
+    for step in run.steps(f"label-{machine.rank}", len(chunks), alone=True, keep=False):
+        if writer is None or writer.missing([chunks[step]]):
+            make(chunks[step])
+    for chunk in [] if writer is None else writer.missing(chunks):  # lost before the step from which the run went on
+        make(chunk)
     return writer
 
 

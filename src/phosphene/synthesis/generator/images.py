@@ -79,23 +79,29 @@ def _write(order: Order, identity: dict[str, Any], run: Run) -> None:
     view, writer = view_of(order.trained, teacher, machine), None
     card = _card(order, identity, run)
     if not run.estimating:
-        writer = Writer.create(run.path, card, images, rank=machine.rank, barrier=machine.barrier)
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
+        writer = Writer.create(run.path, card, images, **ranks)
     run.disk(images * (teacher.shape[0] * teacher.shape[1] * teacher.shape[2] + 2 * teacher.classes))
-    for step in run.steps(f"images-{machine.rank}", len(chunks), alone=True, keep=False):
-        chunk = chunks[step]
+
+    def make(chunk: int) -> None:
         stored = pixels(order.trained, order.latents(chunk), view, exact)
         logits = teacher.logits(machine.place(stored), exact).cpu()
-        if writer is not None and not writer.finished and chunk not in writer.done:
+        if writer is not None:
             slots = range(chunk * CHUNK, chunk * CHUNK + len(stored))
             wanted = order.classes[slots.start : slots.stop]
             facts = {"agreement": float((logits.argmax(1) == wanted).double().mean())}
             writer.write(slots, stored, logits=logits, chain=chunk, facts=facts)
+
+    for step in run.steps(f"images-{machine.rank}", len(chunks), alone=True, keep=False):
+        if writer is None or writer.missing([chunks[step]]):
+            make(chunks[step])
     if writer is None:
         run.finish({})  # raises the estimate
     assert writer is not None
+    for chunk in writer.missing(chunks):  # what was lost before the step from which the run went on
+        make(chunk)
     if not writer.finished:
-        machine.barrier()
-        everyone = Writer.create(run.path, card, images).facts  # reads the journals of all ranks
+        everyone = writer.gather()
         right = sum(min(CHUNK, images - chunk * CHUNK) * fact["agreement"] for chunk, fact in everyone.items())
         writer.close(statistics={"agreement": round(right / images, 6)})
     run.finish({"images": images, "agreement": ImageDataset.open(run.path).card.statistics["agreement"]})

@@ -86,27 +86,32 @@ def _synthesize(plan: Plan, inverter: Inverter, run: Run, shares: list[float]) -
     card = _card(plan, inverter, run, shares)
     writer = None
     if not run.estimating:
-        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier}
+        ranks: dict[str, Any] = {"rank": machine.rank, "barrier": machine.barrier, "first": machine.first}
         writer = Writer.create(run.path, card, plan.images, seeds=len(SEEDS), **ranks)
     run.disk(plan.images * (int(np.prod(card.shape)) + 2 * card.classes + 4 * len(SEEDS)))  # uint8, float16, int32
     began, done = time.monotonic(), 0
     for chain in mine:
-        last = plan.number(chain, plan.recipe.rounds - 1)
-        if writer is None or (not writer.finished and last not in writer.done):
+        if writer is None or writer.missing(_numbers(chain, plan)):
             keeper = Keeper(chain, plan, inverter, writer)
             title = _title(chain, plan, (time.monotonic() - began) / done * (mine.stop - chain) if done else None)
             synthesize_chain(chain, keeper.classes, inverter, run, keeper, alike=len(mine), title=title)
             done += 1
+        if writer is not None and writer.missing(_numbers(chain, plan)):  # lost before the step where the run went on
+            synthesize_chain(chain, keeper.classes, inverter, run, keeper, title=title, phase=f"chain-{chain}-again")
     if writer is None:
         run.finish({})  # raises the estimate
     assert writer is not None
     if not writer.finished:
-        machine.barrier()
-        all_ranks = Writer.create(run.path, card, plan.images, seeds=len(SEEDS))  # reads the journals of all ranks
-        writer.close(statistics=_summary(all_ranks.facts, plan))
+        writer.close(statistics=_summary(writer.gather(), plan))
     data = ImageDataset.open(run.path)
     run.finish({"images": len(data), **data.card.statistics})
     return data
+
+
+def _numbers(chain: int, plan: Plan) -> list[int]:
+    """The journal's names of the rounds of a chain that are kept."""
+    rounds = plan.recipe.rounds
+    return [plan.number(chain, t) for t in range(rounds - plan.recipe.kept, rounds)]
 
 
 def _title(chain: int, plan: Plan, left: float | None) -> str:

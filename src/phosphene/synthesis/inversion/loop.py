@@ -139,12 +139,14 @@ def synthesize_chain(
     *,
     alike: int = 1,
     title: str | None = None,
+    phase: str | None = None,
 ) -> None:
     """One batch of images, one for each entry of `classes` ``(N,)``, through every round of the recipe.
 
     `finish(round, images, targets, offsets)` is called once a round (again, with the same values, where the run is
     resumed just there) with the round's normalised canvas ``(N, C, H, W)``, its targets ``(N, K)`` and the last crop's
-    offsets ``(N, 2)``. It returns the targets ``(N, K)`` of the next round.
+    offsets ``(N, 2)``. It returns the targets ``(N, K)`` of the next round. `phase`: the name under which the run keeps
+    its steps, where the chain is made once more.
     """
     recipe, geometry, machine = inverter.recipe, inverter.geometry, inverter.machine
     numbers = numbered(run.seed, chain)  # of this chain alone
@@ -152,7 +154,7 @@ def synthesize_chain(
     targets = F.one_hot(classes, inverter.teacher.classes).float().to(machine.device)  # y of eq. 3, in round 0
     offsets = torch.zeros(len(classes), 2, dtype=torch.long, device=machine.device)
     steps = run.steps(
-        f"chain-{chain}",
+        phase or f"chain-{chain}",
         recipe.rounds * recipe.per_round,
         alone=True,
         keep=False,
