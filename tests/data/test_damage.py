@@ -10,15 +10,19 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from test_dataset import CARD, files, labelled, pixels, scores, write
 
-from phosphene.data import stored
+from phosphene import evaluate, train
+from phosphene.data import stored, targets
 from phosphene.data.dataset import ImageDataset
 from phosphene.data.writer import Writer
 from phosphene.errors import DatasetError
+from phosphene.searches.supernet.data import Halves, hold_out
 from phosphene.storage import checksums
 from phosphene.synthesis.unreal import random_labels
 
@@ -321,3 +325,29 @@ def test_a_link_inside_leads_outside(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (sets / "base").unlink()
     shutil.copytree(tmp_path / "outside" / "base", sets / "base")
     assert len(ImageDataset.open(sets / "r")) == 40
+
+
+# -- targets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (np.full((60, 3), np.nan), "all targets of all images are unlabelled"),
+        (np.where(np.eye(60, 3) > 0, -1.0, np.nan), "targets from -1 to -1"),
+    ],
+)
+def test_what_nothing_can_be_learned_from(labels: np.ndarray, says: str) -> None:
+    data = ImageDataset.from_arrays(pixels(), labels=labels, task="multi")
+    doors: list[Callable[[], Any]] = [
+        lambda: targets.check(data),
+        lambda: Halves(data, SimpleNamespace(seed=0)),
+        lambda: hold_out(data, 1, 0),
+        lambda: evaluate("digits", data=data),
+        lambda: train("cifar-resnet8", data=data, device="cpu"),
+    ]
+    for door in doors:
+        with pytest.raises(DatasetError, match=says):
+            door()
+    with pytest.raises(DatasetError, match="values of labels are infinite, from image 0 on"):
+        ImageDataset.from_arrays(pixels(), labels=np.full((60, 3), np.inf), task="multi")

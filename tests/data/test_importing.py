@@ -8,6 +8,8 @@ import errno
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from PIL import Image
 from phosphene.data.dataset import ImageDataset
 from phosphene.data.export import export
 from phosphene.data.import_ import import_
-from phosphene.errors import DatasetError, PhospheneError
+from phosphene.errors import DatasetError, PhospheneError, RunError, StorageError
 
 RNG = np.random.default_rng(0)
 CIFAR = RNG.integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
@@ -483,14 +485,80 @@ def test_export_and_back(tmp_path: Path) -> None:
     assert np.allclose(rows, data.targets(range(60)), atol=1e-5)
     with Image.open(tmp_path / "x" / table[7]["file"]) as image:
         assert np.array_equal(np.asarray(image).transpose(2, 0, 1), CIFAR[7])
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "mine.txt").write_text("mine")
     with pytest.raises(DatasetError, match="not an empty folder"):
+        export(data, out=tmp_path / "y")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+class Stopper(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("error", [Stopper(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize("number", [1, 31])
+def test_an_export_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, number: int
+) -> None:
+    data = ImageDataset.from_arrays(CIFAR, labels=LABELS, class_names=NAMES)
+    export(data, out=tmp_path / "whole")
+    left, save, saved = [number], Image.Image.save, []
+
+    def stop(image: Image.Image, path: Path, *args: object) -> None:
+        left[0] -= 1
+        if not left[0]:
+            Path(path).write_bytes(b"half a fi")
+            raise error
+        saved.append(path)
+        save(image, path, *args)
+
+    monkeypatch.setattr(Image.Image, "save", stop)
+    with pytest.raises((Stopper, StorageError), match=r"png cannot be written: No space left|^$"):
         export(data, out=tmp_path / "x")
+    (tmp_path / "x" / "0_class_0" / ".unfinished-1-77.png").write_bytes(b"half a file of a kill")
+    assert not (tmp_path / "x" / "rows.csv").exists()
+    other = ImageDataset.from_arrays(CIFAR[:9], labels=LABELS[:9], classes=10)
+    with pytest.raises(DatasetError, match="is an export of another data set"):
+        export(other, out=tmp_path / "x")
+    export(data, out=tmp_path / "x")
+    assert contents(tmp_path / "x") == contents(tmp_path / "whole") and len(saved) == 60
+    assert export(data, out=tmp_path / "x")["images"] == 60 and len(saved) == 60, "it is recognised"
+
+
+def test_an_unlabelled_export_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="neither labels nor logits"):
+        export(ImageDataset.from_arrays(CIFAR, classes=3), out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    """The folder is the first one's; nothing is left of the second."""
+    data = ImageDataset.from_arrays(CIFAR, labels=LABELS)
+    np.savez(tmp_path / "a.npz", images=CIFAR, labels=LABELS)
+    code = "import sys; from phosphene.storage import lock; from pathlib import Path; lock.take(Path(sys.argv[1]))"
+    for work in (
+        lambda: import_(str(tmp_path / "a.npz"), out=tmp_path / "d"),
+        lambda: data.save(tmp_path / "d"),
+        lambda: export(data, out=tmp_path / "d"),
+    ):
+        command = [sys.executable, "-c", code + "; print('held', flush=True); input()", str(tmp_path / "d")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            with pytest.raises(RunError, match="another process is at work in"):
+                work()
+            holder.communicate("\n")
+        assert not list((tmp_path / "d").glob("*"))
 
 
 def test_exported_names_cannot_leave_the_folder(tmp_path: Path) -> None:
     data = ImageDataset.from_arrays(CIFAR[:2], labels=[0, 1], class_names=["../../up", "a/b: c"])
     export(data, out=tmp_path / "x")
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["0_up", "1_a_b_c", "rows.csv"]
+    names = [".phosphene-export.json", "0_up", "1_a_b_c", "rows.csv"]
+    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == names
 
 
 def test_real_files(tmp_path: Path) -> None:

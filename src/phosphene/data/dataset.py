@@ -36,7 +36,7 @@ from .augment import Grid
 from .card import REMEDY, Card
 from .computed import CATEGORIES, SOURCES, Computed, random_labels
 from .procedural.counter import random_subset
-from .writer import Writer
+from .writer import Writer, alone_in
 
 if TYPE_CHECKING:
     from ..runtime.machine import Machine
@@ -183,13 +183,18 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         columns = 0 if self.seeds is None else self.seeds.shape[1]
         each = 0 if self._regions is None else self._regions.shape[1]
         arrays: dict[str, Any] = {"dtype": self.dtype, "seeds": columns, "regions": each, **targets}
-        writer = Writer.create(folder, card, len(self), **arrays)
-        step = max(1, CHUNK // max(1, int(np.prod(card.shape)) * self._images.dtype.itemsize))
-        for start in range(0, len(self) if not writer.finished else 0, step):
+        with alone_in(folder):
+            self._copy(Writer.create(folder, card, len(self), **arrays))
+        return ImageDataset.open(folder)
+
+    def _copy(self, writer: Writer) -> None:
+        """Write what is not there yet."""
+        step = max(1, CHUNK // max(1, int(np.prod(self.card.shape)) * self._images.dtype.itemsize))
+        for start in writer.missing(range(0, len(self), step)):
             slots = np.arange(start, min(start + step, len(self)))
             where = self._where(slots)
             writer.write(
-                range(start, start + len(slots)),
+                slots,
                 self._images[where],
                 logits=None if self._logits is None else self._logits[where],
                 labels=None if self._labels is None else self._labels[where],
@@ -197,7 +202,6 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
                 regions=None if self._regions is None else self._regions[where],
             )
         writer.close()
-        return ImageDataset.open(folder)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

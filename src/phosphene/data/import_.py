@@ -15,7 +15,7 @@ from ..settings import OUTSIDE, Seed, Settings, command
 from .card import Card, read_names
 from .dataset import Data, ImageDataset
 from .formats import ChexpertSettings, RawImages, chexpert, cifar_files, npz, pictures, reading
-from .writer import Writer
+from .writer import Writer, alone_in
 
 READERS: dict[str, Callable[[str, ChexpertSettings], RawImages]] = {
     "folders": pictures.read_folders,
@@ -92,6 +92,13 @@ def _check_policies(source: str, settings: ChexpertSettings, kind: str) -> None:
 
 
 def _write(raw: RawImages, card: Card, out: Path) -> ImageDataset:
+    with alone_in(out):
+        _fill(raw, card, out)
+    return ImageDataset.open(out)
+
+
+def _fill(raw: RawImages, card: Card, out: Path) -> None:
+    """Decode and write what is not there yet."""
     writer = Writer.create(out, card, len(raw.labels), logits=False, dtype=raw.dtype)
     count = len(raw.labels)
     starts = writer.missing(range(0, count, CHUNK))
@@ -104,7 +111,6 @@ def _write(raw: RawImages, card: Card, out: Path) -> ImageDataset:
     finally:
         bar.close()
     writer.close()
-    return ImageDataset.open(out)
 
 
 def _kind(source: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from typing_extensions import TypedDict
 
 from ..errors import DatasetError
 from ..runtime.progress import say
-from ..storage import checksums, typed, whole
+from ..storage import checksums, lock, typed, whole
 from . import stored
 from .arrays import array, centred, statistics
 from .card import Card
@@ -209,6 +210,22 @@ class Writer:
 
     def _read(self) -> list[Line]:
         return [line for journal in _journals(self.path) for line in _lines(journal, self.card)[0]]
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process is in the folder; where nothing was begun in it, it does not stay.
+
+    For writers without a run, which has its folder for itself. Raises `RunError` where another process is at work.
+    """
+    new = not folder.exists()
+    try:
+        with lock.alone_in(folder):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 # -- the beginning -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..costs import budget
+from ..data import targets
 from ..data.dataset import ImageDataset
 from ..errors import DatasetError, SettingsError
 from ..runtime.machine import machine as decide_machine
@@ -117,7 +118,7 @@ def _network(
 def _check(network: Teacher, data: ImageDataset, explicit: bool) -> None:
     """Refuse data on which the network's figures would mean nothing; `explicit`: --mean or --std is set."""
     card = data.card
-    data.targets([0])  # raises where the images are unlabelled
+    targets.check(data)
     if tuple(card.shape) != network.shape:
         theirs, ours = ("x".join(map(str, shape)) for shape in (card.shape, network.shape))
         raise DatasetError(f"{card.name} has {theirs} images, {network.name} takes {ours}; import it at that size")

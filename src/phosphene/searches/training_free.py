@@ -17,6 +17,7 @@ from .. import proxies, spaces
 from ..core import Architecture, Batch, Choices, Objective, Score, SearchSpace
 from ..costs.bounds import SoftBounds
 from ..costs.budget import Budget
+from ..data import targets
 from ..data.dataset import ImageDataset
 from ..errors import SettingsError
 from ..proxies import GRADED, LEAST, PROXIES, SIZES
@@ -157,4 +158,4 @@ def _check_images(settings: TrainingFree, data: ImageDataset, teacher: Teacher |
         name, count = data.card.name, len(data)
         raise SettingsError(f"--images {settings.images}: {name} has {count}; give {LEAST} to {count}")
     if settings.proxy in GRADED and teacher is None:
-        data.targets([0])  # raises where nobody labelled the images
+        targets.check(data)

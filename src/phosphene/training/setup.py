@@ -13,9 +13,9 @@ from torch import nn
 
 from .. import spaces
 from ..core import Architecture
+from ..data import targets
 from ..data.dataset import ImageDataset
 from ..errors import DatasetError, SettingsError
-from ..runtime.progress import say
 from ..runtime.run import Run
 from ..storage import checksums, tensors, typed
 from ..teachers import teacher as teachers
@@ -117,30 +117,11 @@ def check(
     if recipe.batch < ranks:
         raise SettingsError(f"--batch {recipe.batch} is below the number of {ranks} processes; raise it")
     if teacher is None:
-        data.targets([0])  # raises where the images are unlabelled
-        if data.card.task == "multi" and not data.soft:
-            _check_multi_label(data)
+        targets.check(data)
     elif (teacher.shape, teacher.classes) != (shape, data.card.classes):
         theirs = f"{'x'.join(map(str, teacher.shape))} and {teacher.classes} classes"
         ours = f"{'x'.join(map(str, shape))} and {data.card.classes}"
         raise DatasetError(f"--teacher {teacher.name} wants {theirs}, {data.card.name} has {ours}; see --crop")
-
-
-def _check_multi_label(data: ImageDataset) -> None:
-    """Multi-label targets are in [0, 1] or NaN, and not all NaN."""
-    targets = data.targets(range(len(data)))
-    labelled = ~targets.isnan()
-    known, name = targets[labelled], data.card.name
-    if not len(known):
-        raise DatasetError(f"{name}: all targets of all images are unlabelled (NaN); import them with another policy")
-    low, high = float(known.min()), float(known.max())
-    if not 0 <= low <= high <= 1:
-        wanted = "targets must be in [0, 1], NaN where unlabelled; import them with a policy for other codes"
-        raise DatasetError(f"{name} has targets from {low:g} to {high:g}; {wanted}")
-    never = [k for k, some in enumerate(labelled.any(0).tolist()) if not some]
-    if never:
-        names = data.card.class_names or [str(k) for k in range(data.card.classes)]
-        say(f"{name}: no image is labelled for {', '.join(names[k] for k in never)}")
 
 
 def check_output(net: nn.Module, shape: tuple[int, ...], data: ImageDataset) -> None:

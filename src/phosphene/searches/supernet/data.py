@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ...core import Batch
+from ...data import targets
 from ...data.augment import View
 from ...data.dataset import Augmentation, ImageDataset, Index, batches
 from ...errors import SettingsError
@@ -73,12 +74,15 @@ class Halves:
 
     Raises:
         SettingsError: there is no such validation.
+        DatasetError: nothing can be learned from the stored targets, and no teacher labels the images.
     """
 
     def __init__(self, data: ImageDataset, run: Run, parts: Parts = HALF) -> None:
         if parts.validation not in FRACTIONS:
             raise SettingsError(f"--validation {parts.validation} is neither split nor mirrored")
         self.run, self.temperature, self.teacher = run, parts.temperature, parts.teacher
+        if parts.teacher is None:
+            targets.check(data)
         mirrored = parts.validation == "mirrored"
         self.scored = View(getattr(parts.augment, "crop", None), mirrored)
         """The view of the validation images on which the supernet is scored."""
@@ -149,7 +153,9 @@ def hold_out(data: ImageDataset, each: int, seed: int) -> tuple[ImageDataset, Im
 
     Raises:
         SettingsError: no class has more than `each` images; `each` is less than 1.
+        DatasetError: the images are unlabelled.
     """
+    targets.check(data)
     labels = data.labels
     there, counts = np.unique(labels, return_counts=True)
     if each < 1 or counts.max() <= each:
