@@ -29,7 +29,7 @@ import torch  # noqa: E402
 
 import phosphene  # noqa: E402
 from phosphene import models  # noqa: E402
-from phosphene.data import writer  # noqa: E402
+from phosphene.data import stored, writer  # noqa: E402
 from phosphene.runtime.finite_states import FiniteStates  # noqa: E402
 from phosphene.storage import checksums, finite, lock  # noqa: E402
 
@@ -38,7 +38,8 @@ CHECKS = (
     *((checksums, name) for name in ("record", "verify")),
     *((finite, name) for name in ("first_bad", "bad_values", "is_finite")),
     *((lock, name) for name in ("take", "give_back")),
-    (writer, "digests"),
+    *((stored, name) for name in ("check", "refuse")),
+    *((writer, name) for name in ("_digest", "_keep_sound")),
 )
 
 
