@@ -302,7 +302,7 @@ def test_bfloat16_runs_and_second_order_too(tmp_path: Path) -> None:
         ({"alpha_weight_decay": -1.0}, "--alpha-weight-decay must be at least 0"),
         ({"warm_up": 2}, "--warm-up 2"),
         ({"warm_up": -1}, "--warm-up must be at least 0"),
-        ({"final_channels": 0}, "--channels 0"),
+        ({"final_channels": 0}, "--final-channels must be at least 1"),
         ({"train_fraction": 1.0}, "--train-fraction"),
         ({"temperature": 0.0}, "--temperature"),
         ({"crop": 9}, "--crop 9"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Batch, Choices, Decision, Gate, Gates, Objective, Score, SearchSpace
-from ...errors import SettingsError
+from ...errors import NotFinite, SettingsError
 from ...runtime.machine import Machine
 from ...runtime.run import Run
 from ...storage import arrays, checksums, tensors
@@ -85,11 +85,9 @@ def check_skips(space: SearchSpace, flag: str) -> None:
 
 
 def check_learning(loss: Tensor, epoch: int) -> None:
-    """Raise `SettingsError` where the loss is not a number: α is none then, and all choices by it are ties."""
+    """Raise `NotFinite` where the loss is not a number: α is none then, and all choices by it are ties."""
     if math.isnan(float(loss)):
-        raise SettingsError(
-            f"the loss of epoch {epoch} is not a number, the search has diverged: lower --lr or --alpha-lr"
-        )
+        raise NotFinite(f"the loss of epoch {epoch} is not a number, the search has diverged: lower --lr or --alpha-lr")
 
 
 def alpha_gradient(
