@@ -30,11 +30,11 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.run import Run
 from ..settings import OUTSIDE, Ge, Le, Settings, command
 from ..storage import whole
-from ..storage.typed import read_json
 from .outcome import SearchResult, search_images
 from .proposals import Archive, Proposals, best, choices_of
 from .settings import Data, SearchSettings, augmentation, open_data
 from .sizes import of_run
+from .supernet import facts
 from .supernet.data import number
 from .supernet.early_stopping import EarlyRejection, check_give_up
 from .supernet.evaluator import EvaluatorSetup
@@ -281,7 +281,7 @@ def search_on_supernet(
     images, folder = open_data(data), Path(folder)
     searched, final = of_run(folder)
     machine = decide_machine(settings.device, settings.precision)
-    setup = settings.setup(folder, read_json(folder / "supernet.json"), images, machine, seed=settings.seed)
+    setup = settings.setup(folder, facts.read(folder), images, machine, seed=settings.seed)
     setup.check(searched)
     if not (folder / "supernet.safetensors").is_file():
         raise RunError(f"--supernet {folder} has no supernet.safetensors; finish that search")

@@ -45,6 +45,7 @@ from .settings import (
 from .sizes import pair, settled
 from .supernet.data import Parts
 from .supernet.evaluator import SCORES
+from .supernet.facts import read as read_facts
 from .supernet.steps import SKIP
 
 
@@ -201,7 +202,7 @@ def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path
         "operations": counts,
     }
     if (path / "supernet.json").exists():
-        facts = json.loads((path / "supernet.json").read_text())
+        facts = read_facts(path)
         kept = {"steps": "steps", "score": "validation", "stopped": "stopped"}
         result |= {name: facts[key] for key, name in kept.items() if key in facts}
     if (path / "evolution.json").exists():

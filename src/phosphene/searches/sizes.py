@@ -17,7 +17,7 @@ from ..core import Architecture, SearchSpace
 from ..data.dataset import Augmentation, ImageDataset
 from ..errors import RunError, SettingsError
 from ..settings import Ge, Gt, Settings
-from ..storage.typed import read_json
+from .supernet import facts
 
 Stem = Literal["auto", "cifar", "imagenet", "tiny"]
 GENERATOR = "generator"  # the space of `search gumbel` that needs no images
@@ -146,7 +146,7 @@ def of_run(folder: Path) -> tuple[SearchSpace, SearchSpace]:
     file = folder / "supernet.json"
     if not file.is_file():
         raise RunError(f"--supernet {folder} has no supernet.json: name the run folder of a finished search with one")
-    searched = spaces.space(read_json(file)["space"])
+    searched = spaces.space(facts.read(folder)["space"])
     final = folder / "arch.json"
     return searched, spaces.space(Architecture.load(final).space) if final.is_file() else searched
 

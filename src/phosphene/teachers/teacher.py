@@ -312,6 +312,9 @@ def outputs(net: nn.Module, shape: Sequence[int], name: str) -> int:
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 1 or not output.shape[1]:
         kind = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise TeacherError(f"{name} is not a classifier: for one image it gives {kind}, not logits (1, classes)")
+    if not output.is_floating_point():
+        kind = str(output.dtype).removeprefix("torch.")
+        raise TeacherError(f"{name} is not a classifier: for one image it gives {kind}, not logits (1, classes)")
     if not bool(output.isfinite().all()):
         raise TeacherError(f"{name}: the logits of an image of mean pixels are NaN or infinite; look at its weights")
     return output.shape[1]

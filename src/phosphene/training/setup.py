@@ -15,7 +15,7 @@ from .. import spaces
 from ..core import Architecture
 from ..data import targets
 from ..data.dataset import ImageDataset
-from ..errors import DatasetError, SettingsError
+from ..errors import DatasetError, NotFinite, SettingsError
 from ..runtime.run import Run
 from ..storage import checksums, tensors, typed
 from ..teachers import teacher as teachers
@@ -127,6 +127,8 @@ def check(
 def check_output(net: nn.Module, shape: tuple[int, ...], data: ImageDataset) -> None:
     """Refuse a network whose outputs are not the data's classes."""
     outputs = teachers.outputs(net.eval(), shape, "the architecture")
+    if not net(torch.zeros(1, *shape)).requires_grad:
+        raise SettingsError("the architecture has no weights that can be trained; give another one")
     if outputs != data.card.classes:
         raise DatasetError(f"the architecture has {outputs} outputs, {data.card.name} has {data.card.classes} classes")
 
@@ -157,10 +159,21 @@ def finish(net: nn.Module, planned: Architecture | None) -> tuple[nn.Module, Arc
     return final, bare
 
 
+@torch.no_grad()
+def _check_finite(net: nn.Module, shape: tuple[int, ...]) -> None:
+    logits = net.eval()(torch.zeros(1, *shape))
+    if not bool(logits.isfinite().all()):
+        raise NotFinite("the trained network's logits are NaN or infinite; lower --lr, and name another --out")
+
+
 def write(
     run: Run, net: nn.Module, planned: Architecture | None, data: ImageDataset, shape: tuple[int, ...]
 ) -> dict[str, Any]:
-    """arch.json, weights.safetensors, and network.json, which is returned; result.json comes after them."""
+    """arch.json, weights.safetensors, and network.json, which is returned; result.json comes after them.
+
+    Raises `NotFinite` where the network has lost its numbers: weights as large as float32 can hold are still finite.
+    """
+    _check_finite(net, shape)
     mean, std = ([round(float(x), 7) for x in part] for part in data.normalisation)
     names = list(data.card.class_names) if data.card.class_names else None
     info = {"shape": list(shape), "classes": data.card.classes, "class_names": names, "mean": mean, "std": std}

@@ -36,7 +36,7 @@ from ...models import weights
 from ...runtime.machine import Machine
 from ...runtime.machine import machine as decide_machine
 from ...spaces.blocks.chain import ChainSupernet
-from ...storage.typed import read_json
+from .facts import read as read_facts
 from .shared_prefixes import Maps, Options, Piece, PrefixCache, averaging, common_prefix, statistics
 
 PARTIAL = 0.25
@@ -122,7 +122,7 @@ class Supernet(NamedTuple):
         folder = Path(folder)
         if not (folder / "supernet.json").is_file():
             raise RunError(f"{folder} has no supernet.json: name the run folder of a finished search with a supernet")
-        facts = read_json(folder / "supernet.json")
+        facts = read_facts(folder)
         space = spaces.space(facts["space"])
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             net = space.supernet()

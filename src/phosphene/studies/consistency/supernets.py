@@ -17,9 +17,9 @@ from ...errors import RunError, SettingsError
 from ...runtime.machine import machine as decide_machine
 from ...searches.score import resolve
 from ...searches.supernet.evaluator import Evaluator, canonical
+from ...searches.supernet.facts import read as read_facts
 from ...searches.supernet.score_cache import HeldOut
 from ...settings import Hardware, Seed
-from ...storage.typed import read_json
 from ..datasets import apart, named_folders
 from ..ranks import ranks
 
@@ -115,7 +115,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
     for name in ("supernet.json", WEIGHTS):
         if not (Path(folder) / name).is_file():
             raise RunError(f"{folder} has no {name}: name the run folder of a finished search with a supernet")
-    return read_json(Path(folder) / "supernet.json")
+    return read_facts(Path(folder))
 
 
 def space_of(folder: str | Path) -> SearchSpace:
