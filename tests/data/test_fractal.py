@@ -211,7 +211,7 @@ def test_a_damaged_category_file_is_named(damage, categories, tmp_path):
     path = tmp_path / "c.json"
     fractal.save(categories, path)
     path.write_text(DAMAGE[damage](path.read_text()))
-    with pytest.raises(DatasetError, match=r"c\.json is not a sound file .* make it again"):
+    with pytest.raises(DatasetError, match=r"c\.json.* make it again"):
         fractal.load(path)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
@@ -28,7 +29,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from ..core import Batch
-from ..errors import DatasetError
+from ..errors import DatasetError, shown
 from ..storage import typed
 from . import follow, stored
 from .arrays import CHUNK, PIXELS, array, centred, check, count_classes, labels_of, parts, sampled, statistics
@@ -89,6 +90,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             if not len(path):  # a view: what is whole holds some
                 raise DatasetError(f"{path.card.name} holds no images; name a data set that does")
             return path
+        if not isinstance(path, str | os.PathLike):
+            raise DatasetError(f"{shown(path)} is no data set; give its folder, or an open one")
         folder = Path(path)
         card = Card.load(folder)
         follow.note(folder)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from ...errors import DatasetError, SettingsError
-from ...storage.typed import write_json
+from ...storage import typed
 from .counter import key
 from .orbit import MAPS, Backend, Words, render, thresholds
 
@@ -22,7 +23,7 @@ CANDIDATE, TRIAL = 11, 12  # streams of random numbers: a candidate's parameters
 SIZE, POINTS = 512, 100_000  # of the image on which a candidate's filling is measured
 BLOCK = 64  # candidates measured together; no result depends on it
 PATIENCE = 2000  # candidates without a category before the search gives up (about 1 in 50 passes at .2)
-FORMAT = "phosphene fractal categories, version 1"
+FORMAT: Literal["phosphene fractal categories, version 1"] = "phosphene fractal categories, version 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,10 +133,26 @@ def _measured(seed: int, places: NDArray[np.int64], size: int, points: int, back
     return [Category(c.maps, c.place, int(hit) / size**2) for c, hit in zip(plain, hits, strict=True)]
 
 
+class Entry(TypedDict):
+    """A category in the file."""
+
+    place: int
+    filling: float
+    maps: list[tuple[float, float, float, float, float, float]]
+
+
+class CategoriesFile(TypedDict):
+    """The file of categories."""
+
+    format: Literal["phosphene fractal categories, version 1"]
+    sha256: str
+    categories: list[Entry]
+
+
 def save(categories: Sequence[Category], path: Path) -> None:
     """Write a JSON file that `load` reads back bit by bit."""
     entries = [{"place": c.place, "filling": c.filling, "maps": c.maps.tolist()} for c in categories]
-    write_json(path, {"format": FORMAT, "sha256": _checksum(entries), "categories": entries})
+    typed.write_json(path, {"format": FORMAT, "sha256": _checksum(entries), "categories": entries})
 
 
 def load(path: Path) -> list[Category]:
@@ -145,18 +162,18 @@ def load(path: Path) -> list[Category]:
         DatasetError: the file is missing, is something else, has been changed or holds a category twice.
     """
     remedy = "make it again with `phosphene unreal fractal`"
+    content = typed.read(path, CategoriesFile, DatasetError, remedy)
+    entries = content["categories"]
     try:
-        content = json.loads(path.read_text())
-        entries = content["categories"]
-        if content["format"] != FORMAT or content["sha256"] != _checksum(entries):
+        if content["sha256"] != _checksum(entries):
             raise ValueError("its checksum does not fit its content")
-        categories = [Category(np.array(e["maps"], np.float64), int(e["place"]), float(e["filling"])) for e in entries]
-    except (OSError, ValueError, KeyError, TypeError, DatasetError) as error:
+        categories = [Category(np.array(e["maps"], np.float64), e["place"], e["filling"]) for e in entries]
+    except (ValueError, DatasetError) as error:
         raise DatasetError(f"{path} is not a sound file of fractal categories ({error}); {remedy}") from error
     if not categories or len({c.maps.tobytes() for c in categories}) < len(categories):
         raise DatasetError(f"{path} holds no category, or one of them twice; {remedy}")
     return categories
 
 
-def _checksum(entries: list[dict[str, Any]]) -> str:
+def _checksum(entries: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
