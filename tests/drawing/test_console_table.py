@@ -82,3 +82,9 @@ def test_figures_have_their_unit():
 
 def test_long_lists_say_how_long_they_are():
     assert "11, … (50 in all)" in shown({"curve": list(range(50))})
+
+
+@pytest.mark.parametrize("name", ["[red]x[/red]", "[/red]", "[bold", "\\[x]"])
+def test_names_are_printed_as_they_are(name):
+    """Brackets in a path are no markup of the console's."""
+    assert name in shown({name: name}) and name in shown({"tables": [{name: name, "b": 1}]})

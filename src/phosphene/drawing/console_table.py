@@ -76,7 +76,7 @@ def _pairs(values: dict[str, Any], units: Units, percent: bool = False) -> Table
     for name, value in values.items():
         shown = units.scaled(name, value)
         sign = " %" if not percent and units.is_percent(name) and is_number(shown) else ""
-        pairs.add_row(_words(name), text(shown) + sign)
+        pairs.add_row(Text(_words(name)), Text(text(shown) + sign))
     return pairs
 
 
