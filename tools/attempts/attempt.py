@@ -78,7 +78,7 @@ class Attempt:
         if ended.status:
             return f"cannot go on: {judge.tail(ended.errors)}"
         there = self.stock / name / "out"
-        return judge.difference(here, there) if there.is_dir() else ""
+        return judge.difference(here, there, stock.TIMED.get(name, ())) if there.is_dir() else ""
 
     def done(self, problem: str, began: float) -> dict[str, Any]:
         """The line of the journal; the folder stays where the attempt failed."""

@@ -146,10 +146,10 @@ def _timeless(file: Path, place: Path) -> bytes:
     return re.sub(rb'"path": "[./]*(stock/)?', b'"path": "', content)  # of the stock, seen from here
 
 
-def difference(here: Path, there: Path) -> str:
-    """How a folder differs from the sound one."""
+def difference(here: Path, there: Path, timed: tuple[str, ...] = ()) -> str:
+    """How a folder differs from the sound one, but for files that are `timed`: what they say was measured."""
     mine, theirs = contents(here, here.parent), contents(there, there.parent)
-    names = sorted({*mine, *theirs})
+    names = sorted({*mine, *theirs} - {*timed})
     told = [f"{n} {_how(mine.get(n), theirs.get(n))}" for n in names if mine.get(n) != theirs.get(n)]
     return f"differs: {'; '.join(told[:4])}" if told else ""
 

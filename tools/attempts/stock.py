@@ -97,6 +97,8 @@ RUNS = {
     "--out table.csv",
     "results": "results --folder stock/files/results --page page.md",
 }
+TIMED = {"which": ("plan.json", "table.csv")}
+"""run -> files that say how long something took"""
 RECIPE = """title = "Small"
 result = "small"
 paper = "none"

@@ -159,7 +159,8 @@ def _fitting(columns: list[_Column], width: int) -> RenderableType:
     grid = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
     for column in columns[:kept]:
         side = "right" if column.numeric else "left"
-        grid.add_column(column.head, justify=side, overflow="fold", min_width=column.least)  # type: ignore[arg-type]
+        head = Text(column.head)
+        grid.add_column(head, justify=side, overflow="fold", min_width=column.least)  # type: ignore[arg-type]
     for cells in zip(*(column.cells for column in columns[:kept]), strict=True):
         grid.add_row(*(Text(cell) for cell in cells))
     if kept == len(columns):
