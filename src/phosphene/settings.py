@@ -237,6 +237,28 @@ class _Written:
     heading: str
 
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
+DRAWINGS = (*PICTURES, ".pdf", ".svg")
+
+
+def check_file(flag: str, path: Path | str | None, suffixes: tuple[str, ...], *, in_a_folder: bool = True) -> None:
+    """Raise `SettingsError` where a file cannot be written under this name: before there is work to lose.
+
+    Args:
+        suffixes: those that work.
+        in_a_folder: its folder has to be there; else it will be made.
+    """
+    if path is None:
+        return
+    name, path = shown(path, str), Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise SettingsError(f"{flag} {name}: the name of this file should end in {', '.join(suffixes)}")
+    if path.is_dir():
+        raise SettingsError(f"{flag} {name} is a folder; name a file")
+    if in_a_folder and not path.parent.is_dir():
+        raise SettingsError(f"{flag} {name}: there is no folder {shown(path.parent, str)}; make it, or name another")
+
+
 def of_class(settings: Any) -> tuple[Setting, ...]:
     """The settings of a class, those of its own first, then concern by concern in the order of its bases.
 

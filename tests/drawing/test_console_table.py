@@ -85,6 +85,23 @@ def test_long_lists_say_how_long_they_are():
 
 
 @pytest.mark.parametrize("name", ["[red]x[/red]", "[/red]", "[bold", "\\[x]"])
-def test_names_are_printed_as_they_are(name):
+def test_brackets_are_printed_as_they_are(name):
     """Brackets in a path are no markup of the console's."""
     assert name in shown({name: name}) and name in shown({"tables": [{name: name, "b": 1}]})
+
+
+ODD = ["[red]x[/red]", "[/x]", "a\nb", "\x1b[31m", ":smile:", "\u202eabc", "\udcff", "日本", "_x", "$a$", ""]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_are_printed_as_they_are(name):
+    """Rich's markup was taken out of them, or failed; a line break or a code for the terminal went through."""
+    file = io.StringIO()
+    console = Console(file=file, width=200, force_terminal=True, no_color=True, legacy_windows=False)
+    figures = [{"label": name, "mean": 1.0, "sd": None, "group": name, "unit": name}]
+    result = {"a": name, name: 1, "list": [name], "rows": {name: {name: 1.0, "b": name}}, "figures": figures}
+    console.print(table(result, 200))
+    printed = file.getvalue()
+    assert "\x1b[31m" not in printed and "\u202e" not in printed
+    written = name.encode("unicode_escape").decode() if not name.isprintable() else name
+    assert printed.count(written) >= 5

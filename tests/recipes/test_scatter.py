@@ -48,3 +48,21 @@ def test_is_drawn_whatever_the_values(tmp_path, values):
     figure_style.draw_scatter(tmp_path / "p.png", found, "minutes", "accuracy")
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.width > 900 and len(set(picture.convert("RGB").getdata())) > 10
+
+
+def test_names_are_no_formulas(tmp_path):
+    points = [
+        figure_style.Point(name, k + 1.0, k + 1.0) for k, name in enumerate(("$a_$ b$", "_x", "a\nb", "\x1b[31m"))
+    ]
+    figure_style.draw_scatter(tmp_path / "x.png", points, "$x_$ of$", "y $ $")
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (1008, 616)
+
+
+def test_a_logarithmic_axis_keeps_its_powers(tmp_path):
+    drawn, axes = figure_style.figure(1, 1, (3, 3))
+    axes[0, 0].set(xscale="log", xlim=(1, 1e6), title="$")
+    figure_style.save_picture(drawn, tmp_path / "x.png")
+    figure_style.literal(drawn)
+    (label, *_) = [one for one in axes[0, 0].get_xticklabels() if "mathdefault" in one.get_text()]
+    assert label.get_parse_math()

@@ -238,3 +238,26 @@ def test_what_cannot_be_compared_is_named(tmp_path):
 def test_pictures_of_networks_without_darts_cells(name, tmp_path):
     shown = architecture.show(name, out=tmp_path / "drawn.png")
     assert shown["params"] > 0 and shown["notation"] and (tmp_path / "drawn.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", ["x.xyz", "x", "x.gif"])
+def test_a_drawing_of_another_suffix_is_refused_at_once(tmp_path, name):
+    with pytest.raises(SettingsError, match=r"--out .* should end in \.png, .*\.pdf, \.svg"):
+        architecture.show("no such architecture", out=tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "pdf", "svg"])
+def test_a_drawing_of_each_suffix_that_is_named(tmp_path, suffix):
+    architecture.show("darts-v2", out=tmp_path / f"x.{suffix}")
+    assert [one.name for one in tmp_path.iterdir()] == [f"x.{suffix}"]
+
+
+def test_architectures_of_odd_names_are_drawn(tmp_path):
+    names = [tmp_path / name for name in ("$a_$ b$", "_x", "[red]")]
+    for name in names:
+        name.mkdir()
+        spaces.architecture("darts-v2").save(name / "arch.json")
+    comparison.compare([str(name) for name in names], out=tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        assert min(image.size) > 200

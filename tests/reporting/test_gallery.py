@@ -14,7 +14,7 @@ from PIL import Image
 import phosphene
 from phosphene.data.dataset import ImageDataset
 from phosphene.drawing.contact_sheet import GAP, MARGIN, TILE, spread, visible
-from phosphene.errors import DatasetError, SettingsError
+from phosphene.errors import DatasetError, SettingsError, StorageError
 from phosphene.reporting.dataset_compare import compare
 from phosphene.reporting.dataset_show import contact_rows, show
 from phosphene.teachers.teacher import Teacher
@@ -121,6 +121,37 @@ def test_compare_draws_all_three_figures(tmp_path: Path) -> None:
     figures = result["sets"]
     assert figures["sharp"]["entropy"] < figures["calibrated"]["entropy"] and figures["real"]["entropy"] is None
     assert figures["calibrated"]["confidence"] == pytest.approx(np.e / (np.e + 2), abs=1e-3)
+
+
+ODD = ["[red]", "$a_$ b$", "_x\nb", "\x1b[31m", "日本\u202e", "\udcff", "", "<b>", "x" * 10_000]
+
+
+@pytest.mark.parametrize("names", [ODD[k : k + 3] for k in range(0, len(ODD), 3)])
+def test_any_name_is_drawn(tmp_path: Path, names: list[str], recwarn: pytest.WarningsRecorder) -> None:
+    """A dollar began a formula that failed; a line break had no length."""
+    sets = [coloured(name=name) for name in names]
+    for one in sets:
+        one.card.class_names = names
+    for path in [v for k, v in compare(sets, out=tmp_path / "c").items() if k != "sets"]:
+        with Image.open(path) as image:
+            assert min(image.size) > 200
+    assert show(sets[0], out=tmp_path / "contact.png")["counts"]
+    assert not [one for one in recwarn if "Glyph" in str(one.message)]
+
+
+@pytest.mark.parametrize("name", ["x.xyz", "x", "x.pdf", "x.png.txt", "x\n.y"])
+def test_a_sheet_of_another_suffix_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=r"--out .* should end in \.png, \.jpg") as error:
+        show("no data set", out=tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_sheet_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        show(coloured(), out=tmp_path / "file" / "x.png")
+    with pytest.raises(StorageError, match="cannot be written"):
+        compare([coloured(), coloured()], out=tmp_path / "file" / "x")
 
 
 class Colour(torch.nn.Module):

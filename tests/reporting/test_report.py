@@ -17,7 +17,7 @@ from PIL import Image
 
 import phosphene
 from phosphene.data.dataset import ImageDataset
-from phosphene.errors import RunError
+from phosphene.errors import RunError, SettingsError
 from phosphene.reporting.html import report
 
 CONFIG = {
@@ -235,6 +235,47 @@ def test_damage_is_named(tmp_path: Path, file: str, content: str) -> None:
     (folder / file).write_text(content + "\n\n" if file != "metrics.jsonl" else content + "\n{}\n")
     with pytest.raises(RunError, match=re.escape(str(folder / file))):
         report([str(folder)], out=tmp_path / "r.html")
+
+
+NONSENSE = [
+    ("config.json", {"stage": 3}, "stage should be a valid string"),
+    ("config.json", {"stage": "train", "settings": []}, "settings should be"),
+    ("config.json", {"stage": "train", "versions": 3}, "versions should be"),
+    ("timing.json", {"seconds": "x"}, "seconds should be a valid number"),
+    ("timing.json", {"seconds": -1}, "seconds should be greater"),
+    ("card.json", {"count": "x"}, "count should be a valid integer"),
+    ("card.json", {"classes": 10**9}, "classes should be less"),
+    ("card.json", {"shape": "x"}, "shape should be a valid"),
+    ("card.json", {"class_names": [3]}, "class_names"),
+    ("card.json", {"statistics": 3}, "statistics should be"),
+    ("result.json", {"confusion": "x"}, "cannot be shown"),
+    ("result.json", {"confusion": [[1, 2], [3]]}, "cannot be shown"),
+    ("metrics.jsonl", {"phase": 3}, "phase should be a valid string"),
+    ("metrics.jsonl", {"step": "x"}, "step should be a valid integer"),
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"), NONSENSE, ids=[f"{file}-{next(iter(c))}" for file, c, _ in NONSENSE]
+)
+def test_a_wrong_type_is_named(tmp_path: Path, file: str, content: dict[str, object], says: str) -> None:
+    folder = run(tmp_path / "s", result={"loss": 1.0})
+    (folder / file).write_text(json.dumps(content) + "\n")
+    with pytest.raises(RunError, match=says) as error:
+        report([str(folder)], out=tmp_path / "r.html")
+    assert str(folder) in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("key", ["[red]", "\x1b[31m", "a\nb", "$a$"])
+def test_odd_figures_are_shown(tmp_path: Path, key: str) -> None:
+    result = {key: key, "n": {key: {key: 1}}, "l": [{key: [1, key]}], "e": {}, "b": True, "big": 10**300, "m": [[1]]}
+    page(run(tmp_path / "s", result=result, settings={key: [key]}), out=tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("name", ["r.xyz", "r", "r.htm.txt"])
+def test_a_page_of_another_suffix_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match=r"--out .* should end in \.html, \.htm"):
+        report(["nowhere"], out=tmp_path / name)
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:

@@ -242,3 +242,8 @@ def test_states_are_those_of_modules_tensors_and_collections() -> None:
 )
 def test_a_lack_of_memory_is_known_in_every_form(error: BaseException) -> None:
     assert is_memory(error) and not is_memory(RuntimeError("shapes differ")) and not is_memory(OSError(2, "no file"))
+
+
+def test_what_is_no_text_is_written_so_that_it_can_be_read_again(tmp_path):
+    typed.write_json(tmp_path / "x.json", {"path": "a\udcff", "b\udcff": [1, "日"]})
+    assert typed.read_json(tmp_path / "x.json") == {"path": r"a\udcff", r"b\udcff": [1, "日"]}

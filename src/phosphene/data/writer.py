@@ -147,8 +147,8 @@ class Writer:
         if self.finished:
             raise DatasetError(f"{self.path} is finished; nothing more can be written into it")
         at = slots.numpy() if isinstance(slots, Tensor) else np.asarray(slots)
-        given = {"images": images, "logits": logits, "labels": labels, "seeds": seeds, "regions": regions}
-        slices = {name: self._checked(name, given[name], at) for name in self._arrays}
+        parts = {"images": images, "logits": logits, "labels": labels, "seeds": seeds, "regions": regions}
+        slices = {name: self._checked(name, parts[name], at) for name in self._arrays}
         for name, mapped in self._arrays.items():
             mapped[at] = slices[name]
         with whole.storing(self.path):

@@ -14,10 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from ..errors import shown
+
 PERCENT = frozenset({"top1", "top5", "accuracy", "ece", "per_class", "drop"})
 """keys of results whose values are percentages in every command, as is whatever ends in `_accuracy`"""
 GAP = 2  # blanks between columns
 LINE = 16  # letters of a line, at least, where a text wraps
+LONGEST = 100_000  # letters of a text
 LIST = 12  # elements of a list that are printed
 
 
@@ -54,12 +57,12 @@ def table(result: dict[str, Any], width: int = 80, units: Units | None = None) -
             percent = units.is_percent(key) and _uniform(value)
             title, scaled = (units.title(key), units.scaled(key, value)) if percent else (_words(key), value)
             for name, inner in _groups(title, scaled):
-                parts += [Text(), Text(name, style="bold"), _grid(inner, width, units, percent)]
+                parts += [Text(), Text(plain(name), style="bold"), _grid(inner, width, units, percent)]
     return Group(*parts[2 if all(map(_nested, result.values())) and result else 0 :])
 
 
 def _words(key: str) -> str:
-    return key.replace("_", " ")
+    return plain(key.replace("_", " "))
 
 
 def _uniform(value: Any) -> bool:
@@ -74,9 +77,9 @@ def _pairs(values: dict[str, Any], units: Units, percent: bool = False) -> Table
     pairs.add_column(style="dim", overflow="fold")
     pairs.add_column(overflow="fold")
     for name, value in values.items():
-        shown = units.scaled(name, value)
-        sign = " %" if not percent and units.is_percent(name) and is_number(shown) else ""
-        pairs.add_row(Text(_words(name)), Text(text(shown) + sign))
+        scaled = units.scaled(name, value)
+        sign = " %" if not percent and units.is_percent(name) and is_number(scaled) else ""
+        pairs.add_row(Text(_words(name)), Text(text(scaled) + sign))
     return pairs
 
 
@@ -195,4 +198,9 @@ def text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         more = f", … ({len(value)} in all)" if len(value) > LIST else ""
         return ", ".join(map(text, value[:LIST])) + more
-    return str(value)
+    return plain(str(value))
+
+
+def plain(name: str) -> str:
+    """A text as it is, in one line: what a terminal would obey is spelt out. As `rich.text.Text` it has no markup."""
+    return shown(name, str, LONGEST)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import shown
+
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
@@ -45,8 +47,9 @@ def picture(pixels: np.ndarray) -> Image.Image:
 
 
 def short_names(names: Sequence[str] | None, classes: int) -> list[str]:
-    """ImageNet names list their synonyms; the first one will do."""
-    return [name.split(",")[0].strip() or str(k) for k, name in enumerate(names or map(str, range(classes)))]
+    """ImageNet names list their synonyms; the first one will do, on one line."""
+    first = (name.split(",")[0].strip() for name in names or map(str, range(classes)))
+    return [shown(name, str) or str(k) for k, name in enumerate(first)]
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -127,7 +130,7 @@ def _step(lines: int) -> int:
 
 
 def _label_width(names: list[str]) -> int:
-    return int(min(170, max((_font(13).getlength(name) for name in names), default=0))) + 14
+    return int(min(170, max((_font(13).getlength(shown(name, str)) for name in names), default=0))) + 14
 
 
 def thumbnail(pixels: np.ndarray) -> Image.Image:
@@ -173,6 +176,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fit(text: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    text = shown(text, str)  # Pillow measures no line break
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
@@ -15,6 +16,8 @@ from ..storage import whole
 
 COLOURS = ("#1f5fa8", "#c4561b", "#2e7d4f", "#8a3ca0", "#a07800", "#b0305a", "#3b8ea5", "#6b6b6b")
 """of the data sets, in the order of the command line"""
+FORMULA = "formula"
+LINE, LINES = 200, 20  # letters of a line, and lines of a text
 INK, PALE = "#222222", "#9a9aa0"
 DOT = 4  # half the side of a scatter plot's point, in pixels at 100 dots an inch
 PLACES = [(9, 0, "left", "center"), (0, 8, "center", "bottom"), (0, -8, "center", "top"), (-9, 0, "right", "center")]
@@ -50,17 +53,10 @@ def quiet(axis: Any) -> None:
     axis.set_axisbelow(True)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as CSV with a line of column names, whole or not at all; None is an empty cell."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    whole.write(path, file.getvalue())
-
-
 def save_picture(picture: Any, path: str | Path, **options: Any) -> None:
     """Write a figure or a `PIL` image, whole or not at all; `options` are of the figure's `savefig`.
+
+    Names in a figure are as they are: a ``$`` begins no formula.
 
     Raises:
         SettingsError: the name's suffix is of no kind of picture.
@@ -68,9 +64,42 @@ def save_picture(picture: Any, path: str | Path, **options: Any) -> None:
     """
     try:
         with whole.replacing(Path(path)) as temporary:
-            picture.savefig(temporary, **options) if hasattr(picture, "savefig") else picture.save(temporary)
+            _save_figure(picture, temporary, **options) if hasattr(picture, "savefig") else picture.save(temporary)
     except ValueError as error:
         raise SettingsError(f"--out {path} cannot be written ({shown(error, str)}); name a .png") from error
+
+
+def _save_figure(drawn: Any, path: Path, **options: Any) -> None:
+    literal(drawn)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a letter that the font lacks is drawn as a box
+        drawn.savefig(path, **options)
+
+
+def literal(drawn: Any) -> None:
+    """Let the texts of a figure be printed as they are; those with the `gid` "formula" alone are formulas."""
+    from matplotlib.text import Text
+
+    for text in drawn.findobj(Text):
+        written = text.get_text()
+        if "$" in written and r"\mathdefault" not in written and text.get_gid() != FORMULA:
+            text.set_parse_math(False)
+        if not written.isprintable():
+            text.set_text("\n".join(shown(line, str, LINE) for line in written.split("\n")[:LINES]))
+
+
+def named(label: str) -> str:
+    """A name as a legend takes it, which leaves out what begins with an underscore."""
+    return f" {label}" if label.startswith("_") else label
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as CSV with a line of column names; None is an empty cell."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    whole.write(path, file.getvalue().encode(errors="backslashreplace"))
 
 
 # -- scatter plots: a named point for each label that two groups of figures share --------------------------------------
@@ -112,6 +141,7 @@ def draw_scatter(path: Path, shown: Sequence[Point], x: str, y: str, y_from: flo
     axis.set(xlim=(0, 1.25 * right), ylim=(low, top + 0.1 * (top - low or 1)))
     axis.set_xlabel(x, color=INK)
     axis.set_ylabel(y, color=INK)
+    literal(drawn)
     drawn.draw_without_rendering()  # the positions of all artists are known from here on
     write_names(axis, shown)
     save_picture(drawn, path, dpi=140)
@@ -130,9 +160,9 @@ def write_names(axis: Any, shown: Sequence[Point]) -> list[Any]:
 
 def _place(axis: Any, one: Point, spots: Any, index: int, taken: Sequence[Any]) -> Any:
     """The name at the first free place; a name that is far away, or nearer to another point, has a line."""
-    style = {"color": INK, "fontsize": 9, "textcoords": "offset points"}
+    style = {"color": INK, "fontsize": 9, "textcoords": "offset points", "parse_math": False}
     for far, (dx, dy, ha, va) in product(FAR, PLACES):
-        text = axis.annotate(one.label, (one.x, one.y), (far * dx, far * dy), ha=ha, va=va, **style)
+        text = axis.annotate(shown(one.label, str), (one.x, one.y), (far * dx, far * dy), ha=ha, va=va, **style)
         box = text.get_window_extent()
         near = [_distance(box, spot) for spot in spots]
         if (far > 1 or near[index] == min(near)) and _free(box, axis.bbox, taken):

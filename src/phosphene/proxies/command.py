@@ -14,7 +14,7 @@ from ..errors import SettingsError
 from ..losses import OBJECTIVES
 from ..reporting.arch_show import title
 from ..runtime.machine import machine as decide_machine
-from ..settings import CellSizes, Device, Seed, command
+from ..settings import CellSizes, Device, Seed, check_file, command
 from . import PROXIES, SIZES, check, score
 from .inputs import LabelTeacher, ProxyImages, draw, expanded, prepared
 
@@ -52,6 +52,8 @@ def proxies(
         ArchitectureError: there is no such architecture.
         DatasetError: the data set cannot be read or has no labels.
     """
+    if settings.out is not None:
+        check_file("--out", settings.out, (".csv", ".txt"))
     names = list(dict.fromkeys(settings.proxy or (PROXIES if settings.data is not None else SIZES)))
     for name in names:
         check(name)

@@ -19,7 +19,7 @@ from ..__version__ import __version__
 from ..drawing import figure_style
 from ..drawing.console_table import is_number
 from ..errors import RecipeError, SettingsError, shown
-from ..settings import Settings, command
+from ..settings import Settings, check_file, command
 from ..storage import typed, whole
 from . import shape
 from .toml import REFERENCE, SHOWN, Job, Recipe, digest_source
@@ -279,6 +279,7 @@ def results(
     """
     if not folder.is_dir():
         raise SettingsError(f"no folder {folder}; run this at the root of the checkout, or record a result first")
+    check_file("--page", settings.page, (".md", ".markdown"))
     page = settings.page or folder.with_suffix(".md")
     records = load(folder)
     text = render(records, folder.name)

@@ -12,7 +12,7 @@ from ..core import Architecture, SearchSpace
 from ..costs import budget
 from ..costs.tables import input_shape
 from ..errors import SettingsError
-from ..settings import CellSizes, Ge, Gt, command
+from ..settings import DRAWINGS, CellSizes, Ge, Gt, check_file, command
 from ..spaces.darts.drawing import draw_cells
 from ..spaces.darts.genotype import KINDS
 from ..spaces.darts.space import DartsSpace
@@ -49,6 +49,7 @@ def show(
         ArchitectureError: there is no such architecture, or it cannot have these settings.
         SettingsError: the drawing cannot be written.
     """
+    check_file("--out", settings.out, DRAWINGS)
     architecture = resolve(arch, settings)
     space = spaces.space(architecture.space)
     shown = {"architecture": title(arch), **counted(space, architecture, settings.auxiliary)}

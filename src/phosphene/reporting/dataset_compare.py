@@ -11,10 +11,22 @@ import numpy as np
 from torch import Tensor
 
 from ..data.dataset import ImageDataset
-from ..drawing.contact_sheet import BLUE, FAINT, GREY, INK, Tile, percent, side_by_side, spread, thumbnail, visible
+from ..drawing.contact_sheet import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    Tile,
+    percent,
+    side_by_side,
+    spread,
+    thumbnail,
+    visible,
+)
 from ..drawing.figure_style import save_picture
 from ..errors import DatasetError
 from ..settings import Ge, command
+from ..storage import whole
 from ..teachers.teacher import Teacher, Weights, load
 from .dataset_show import class_names, contact_rows, plogp, tiles_at
 
@@ -70,7 +82,8 @@ def compare(
     ]
     names, out = class_names(model), Path(settings.out)
     chosen = _chosen(settings.classes, names) if settings.classes else spread(len(names), 10)
-    out.mkdir(parents=True, exist_ok=True)
+    with whole.storing(out):
+        out.mkdir(parents=True, exist_ok=True)
     blocks = [_block(one.data, settings.per_class, chosen) for one in sets]
     heads = ["" if model.card.random_labels else names[k] for k in chosen]
     lines = [(name, [block[i] for block in blocks]) for i, name in enumerate(heads)]

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..drawing.contact_sheet import SHADES, Tile, off_scale, sheet, short_names, spread, tiles_of
 from ..drawing.figure_style import save_picture
-from ..settings import Ge, Settings, command
+from ..settings import PICTURES, Ge, Settings, check_file, command
+from ..storage import whole
 
 if TYPE_CHECKING:
     from ..data.dataset import ImageDataset
@@ -42,11 +43,13 @@ def show(data: Annotated[ImageDataset | str, "folder of a data set"], settings: 
     """
     from ..data.dataset import ImageDataset
 
+    check_file("--out", settings.out, PICTURES, in_a_folder=False)
     data = ImageDataset.open(data)
     default = data.path / "contact.png" if data.path is not None else None
     path = default if settings.out is None else Path(settings.out)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole.storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         tiles = contact_rows(data, settings.columns, settings.rows_per_class, settings.most_classes)
         save_picture(sheet(tiles), path)
     return {**described(data), **_shades(data), "sheet": None if path is None else str(path)}

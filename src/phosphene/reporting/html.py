@@ -5,19 +5,21 @@ It reads files and imports no torch: a report of a long job takes a second, on a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from .. import limits
 from ..drawing.console_table import column_texts, is_number, text
 from ..drawing.contact_sheet import short_names
-from ..errors import RunError
-from ..settings import Settings, command
-from ..storage import whole
+from ..errors import PhospheneError, RunError, is_memory, shown
+from ..settings import Settings, check_file, command
+from ..storage import typed, whole
 from .pictures import curves, pictures
 
 MARKS = ("config.json", "card.json")  # either makes a folder one of ours
@@ -82,12 +84,14 @@ def report(
     Example:
         phosphene report runs --out report.html
     """
+    check_file("--out", settings.out, (".html", ".htm"), in_a_folder=False)
     folders = [folder for run in runs for folder in _expand(Path(run))]
-    sections = [_section(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
+    sections = [_readable(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
     target = Path(settings.out)
-    target.parent.mkdir(parents=True, exist_ok=True)
     page = _render(settings.title, sections)
-    whole.write(target, page)
+    with whole.storing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    whole.write(target, page.encode(errors="backslashreplace"))
     return {"path": str(target), "runs": len(sections), "kib": round(len(page) / 1024)}
 
 
@@ -103,7 +107,7 @@ def _expand(path: Path) -> list[Path]:
     inside = sorted(p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_dir() and _is_ours(p))
     if not inside:
         raise RunError(f"{path} is no run folder: it has neither {' nor '.join(MARKS)}, and no folder in it has")
-    return sorted(inside, key=lambda p: _rank(str(_json(p / "config.json").get("stage", ORDER[0]))))
+    return sorted(inside, key=lambda p: _rank(str(_json(p / "config.json", Config).get("stage", ORDER[0]))))
 
 
 def _rank(stage: str) -> int:
@@ -122,34 +126,69 @@ def _names(folders: list[Path]) -> list[str]:
     return [n if short.count(n) == 1 else str(Path(*f.parts[-2:])) for n, f in zip(short, folders, strict=True)]
 
 
-def _json(path: Path) -> dict[str, Any]:
+REMEDY = "run that stage again"
+
+
+class Config(TypedDict, total=False):
+    """``config.json``"""
+
+    stage: str
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    seed: int | None
+    git: str | None
+
+
+class Card(TypedDict, total=False):
+    """``card.json``, as far as it is shown."""
+
+    count: Annotated[int, Field(ge=0)]
+    classes: Annotated[int, Field(ge=1, le=limits.CLASSES)]
+    shape: list[int]
+    class_names: list[str] | None
+    statistics: dict[str, Any]
+    task: str
+
+
+class Timing(TypedDict, total=False):
+    """``timing.json``"""
+
+    seconds: Annotated[float, Field(ge=0)] | None
+
+
+class Logged(TypedDict, total=False):
+    """A line of ``metrics.jsonl``."""
+
+    phase: str
+    step: int
+
+
+def _json(path: Path, kind: Any = dict[str, Any]) -> dict[str, Any]:
     """A JSON object, or {} where there is no such file."""
-    if not path.exists():
-        return {}
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged ({error}); run that stage again") from error
-    if not isinstance(loaded, dict):
-        raise RunError(f"{path} is damaged (no JSON object); run that stage again")
-    return loaded
+    return typed.read(path, kind, RunError, REMEDY) if path.exists() else {}
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; a torn last line of a run that is going on is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    figures = []
-    for number, line in enumerate(lines, 1):
-        try:
-            figures.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            if number < len(lines):
-                raise RunError(f"{path} is damaged in line {number} ({error}); run that stage again") from error
-    return figures
+    kind: Any = Logged
+    return typed.lines(path, kind, RunError, REMEDY) if path.exists() else []
+
+
+def _readable(folder: Path, name: str) -> Section:
+    """The section of a folder; raises `RunError` where anything in its files is not what a page can show."""
+    try:
+        return _section(folder, name)
+    except PhospheneError:
+        raise
+    except Exception as error:  # figures may be of any type, and pictures of any bytes
+        if is_memory(error):
+            raise
+        raise RunError(f"{folder} cannot be shown ({type(error).__name__}: {shown(error, str)}); {REMEDY}") from error
 
 
 def _section(folder: Path, name: str) -> Section:
-    config, card, result = (_json(folder / f"{file}.json") for file in ("config", "card", "result"))
+    config, card = _json(folder / "config.json", Config), _json(folder / "card.json", Card)
+    result = _json(folder / "result.json")
     if config and "stage" not in config:
         raise RunError(f"{folder}/config.json names no stage; it is not a run of ours")
     stage = str(config.get("stage", "data set"))
@@ -170,7 +209,7 @@ def _section(folder: Path, name: str) -> Section:
 
 def _minutes(folders: list[Path]) -> float | None:
     """Of a run and of those inside, as far as they are known: a study computes in its pieces."""
-    seconds = [_json(folder / "timing.json").get("seconds") for folder in folders]
+    seconds = [_json(folder / "timing.json", Timing).get("seconds") for folder in folders]
     known = [float(one) for one in seconds if one is not None]
     return sum(known) / 60 if known else None
 
@@ -186,7 +225,7 @@ def _csv(path: Path) -> list[str]:
     """How long a table beside the figures is; the page shows its summary."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [f"table.csv has {len(lines) - 1:,} rows"]
 
 

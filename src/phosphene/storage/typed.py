@@ -95,9 +95,14 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def defined(content: Any) -> Any:
-    """The same values, None for numbers that JSON does not have: NaN and the infinities."""
+    """The same values; None for numbers that JSON does not have, and escapes for bytes that are no text.
+
+    A path may hold any bytes; as half of a surrogate pair they could be written, but not read again.
+    """
+    if isinstance(content, str):
+        return content if content.isascii() else content.encode(errors="backslashreplace").decode()
     if isinstance(content, dict):
-        return {key: defined(value) for key, value in content.items()}
+        return {defined(key): defined(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
         return [defined(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

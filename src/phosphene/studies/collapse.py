@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, PALE, colour, figure, save_picture, write_table
+from ..drawing.figure_style import INK, PALE, colour, figure, named, save_picture, write_table
 from ..errors import RunError, SettingsError
 from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
@@ -270,7 +270,7 @@ def draw_skips(tables: Tables, path: Path) -> None:
             skips = table[:, :, :kinds, SKIP].sum(2)
             epochs, hair = np.arange(1, skips.shape[1] + 1), 0.012 * most * (number - (len(tables) - 1) / 2)
             mean, band = skips.mean(0) + hair, skips.std(0, ddof=1) if len(skips) > 1 else 0 * skips[0]
-            axis.plot(epochs, mean, color=colour(number), linewidth=1.8, label=f"{name} ({len(skips)})")
+            axis.plot(epochs, mean, color=colour(number), linewidth=1.8, label=named(f"{name} ({len(skips)})"))
             axis.fill_between(epochs, mean - band, mean + band, color=colour(number), alpha=0.15, linewidth=0)
         chance = kinds * edges / len(OPTIONS)  # skips of random cells, in expectation
         axis.axhline(chance, color=PALE, linewidth=1, linestyle=(0, (4, 3)), zorder=1)

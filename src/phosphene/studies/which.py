@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ..data.dataset import ImageDataset
-from ..drawing.figure_style import INK, colour, figure, save_picture, write_table
+from ..drawing.figure_style import INK, colour, figure, named, save_picture, write_table
 from ..errors import Estimate, SettingsError
 from ..proxies.inputs import prepared
 from ..runtime.machine import machine as decide_machine
@@ -209,7 +209,7 @@ def draw_reliability(
     for number, (name, line) in enumerate(grown.items()):
         figures, shade = all_figures[name], colour(number)
         minutes = np.arange(1, len(line) + 1) / len(line) * figures["minutes"]
-        growth.plot(minutes, line, color=shade, linewidth=2, marker="o", ms=3.5, label=name)
+        growth.plot(minutes, line, color=shade, linewidth=2, marker="o", ms=3.5, label=named(name))
         if not math.isnan(figures["low"]):
             end.plot([number] * 2, [figures["low"], figures["high"]], color=shade, linewidth=2)
         end.plot(number, figures["reliability"], "o", ms=8, color=shade, mec="white", mew=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core import Architecture, Choices
+from ...drawing.figure_style import FORMULA
 from ...errors import ArchitectureError
 from ..canvas import blank, save
 from .genotype import KINDS, Genotype, of_choices
@@ -142,7 +143,7 @@ def _draw(panel: Any, drawing: Drawing, name: str, frame: tuple[float, float, fl
         panel.text(*edge.label, words(edge.operation), **CENTRED, fontsize=size, color=colour, zorder=4, bbox=box)
     for (x, y), text in zip(drawing.points, drawing.names, strict=True):
         panel.add_patch(_shape(x, y, text.startswith("$")))
-        panel.text(x, y, text, **CENTRED, fontsize=13, color=INK, zorder=6)
+        panel.text(x, y, text, **CENTRED, fontsize=13, color=INK, zorder=6, gid=FORMULA)
 
 
 def _shape(x: float, y: float, box: bool) -> Any:

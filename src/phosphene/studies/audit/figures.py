@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...drawing.contact_sheet import sheet, tiles_of
-from ...drawing.figure_style import INK, PALE, figure, save_picture
+from ...drawing.figure_style import INK, PALE, figure, named, save_picture
 
 SHADES = {"made": "#1f5fa8", "noise": "#8a8a8f", "real": "#2e7d4f", "real test": "#a07800"}
 BINS = 40
@@ -30,7 +30,7 @@ def draw_layers(distances: Mapping[str, tuple[Sequence[float], Sequence[float]]]
             width = 2.2 if name == "made" else 1.3
             style = (0, (3, 2)) if name == "real test" else "-"  # it lies on that of the training images
             looks = {"color": SHADES[name], "linewidth": width, "linestyle": style}
-            axis.plot(x, both[number], marker="o", ms=3, label=name, **looks)
+            axis.plot(x, both[number], marker="o", ms=3, label=named(name), **looks)
         axis.set_yscale("log")
         axis.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axis.set_title(f"distance of the {what}", fontsize=10.5, color=INK, loc="left")
@@ -53,7 +53,7 @@ def draw_nearest(
             shares = np.histogram(one.numpy(), edges)[0] / len(one)
             filled = {"alpha": 0.25, "linewidth": 0} if name != "noise" else {"alpha": 0}
             axis.stairs(shares, edges, fill=True, color=SHADES[name], **filled)
-            axis.stairs(shares, edges, color=SHADES[name], linewidth=1.6, label=_label(name, one, most))
+            axis.stairs(shares, edges, color=SHADES[name], linewidth=1.6, label=named(_label(name, one, most)))
         axis.axvline(copies[space]["below"], color=PALE, linestyle=(0, (1, 2)), linewidth=1.2)
         unit = "root mean square of pixels in 0..1" if space == "pixels" else "Euclidean"
         axis.set_title(
