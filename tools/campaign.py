@@ -31,7 +31,8 @@ from attempts import code, flags, forks, kills, limits, machine, readers, record
 from attempts.attempt import Attempt, replay  # noqa: E402
 
 KINDS: dict[str, tuple[float, Callable[..., str]]] = {  # kind -> its share of the time, its attempt
-    "kills": (50.0, kills.attempt),
+    "kills": (42.0, kills.attempt),
+    "resumed": (8.0, kills.resumed),
     "readers": (14.0, readers.attempt),
     "flags": (10.0, flags.attempt),
     "python": (3.0, machine.python),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+from pathlib import Path
 from random import Random
 
-from . import judge, stock
+from . import judge, mutations, stock
 from .attempt import Attempt
 
 OFTEN = ("darts", "sgas", "proxyless", "gumbel", "evolution")
@@ -32,6 +34,40 @@ def attempt(made: Attempt, times: dict[str, float]) -> str:
         if ended.status == 2:
             return f"cannot go on: {judge.tail(ended.errors)}"
     return made.sound(name)
+
+
+def resumed(made: Attempt, times: dict[str, float]) -> str:
+    """Killed, then a file of the unfinished run is damaged, lost or left over; the same command notices, or mends it.
+
+    Refused is as good as mended: the message says what to remove, and without the folder the run ends as ever.
+    """
+    random = made.random
+    name = choose(random, times)
+    made.command = stock.command(name)
+    at = times[name] * random.uniform(0.2, 1.0)
+    environment = {"PHOSPHENE_CHECKPOINT_SECONDS": "0"}
+    made.what = f"{name}: SIGKILL at {at:.2f} s"
+    if problem := judge.problem(made.run(stock.words(name), 60.0, [(at, signal.SIGKILL)], environment=environment)):
+        return problem
+    out = made.folder / "out"
+    if files := sorted(file for file in out.rglob("*") if file.is_file() and file.suffix not in judge.SHOWN):
+        file = random.choice(files)
+        made.what += f", then {file.relative_to(out)}: {_damage(file, random)}"
+    ended = made.run(stock.words(name), 120.0)
+    if told := judge.problem(ended):
+        return told
+    if ended.status == 0:
+        there = made.stock / name / "out"
+        return judge.difference(out, there, stock.TIMED.get(name, ())) if there.is_dir() else ""
+    shutil.rmtree(out)
+    return made.sound(name)
+
+
+def _damage(file: Path, random: Random) -> str:
+    if random.random() < 0.1:
+        file.with_name(file.name + random.choice((".new", ".tmp", ".before", "~"))).write_bytes(file.read_bytes()[:20])
+        return "half of it left over beside it"
+    return mutations.damage(file, random)
 
 
 def choose(random: Random, times: dict[str, float]) -> str:
