@@ -126,6 +126,41 @@ def test_a_fault_while_writing(tmp_path, monkeypatch, undisturbed, torn):
     assert contents(out) == undisturbed("fourier")
 
 
+ARRAYS = ("images.npy", "logits.npy", "seeds.npy", "card.json", "checksums.json", "result.json")
+
+
+@pytest.mark.parametrize("every", ["0", "60"])
+@pytest.mark.parametrize(("variant", "number"), [("fourier", 12), ("pixels", 27), ("stages", 14)])
+@pytest.mark.parametrize("array", ["images.npy", "logits.npy"])
+def test_an_array_lost_half_way_is_made_again(tmp_path, monkeypatch, fail, undisturbed, every, variant, number, array):
+    """Where the run goes on behind what was lost, too."""
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", every)
+    out = tmp_path / "set"
+    fail(number)
+    with pytest.raises(Fault):
+        job(out, **VARIANTS[variant])
+    fail(None)
+    (out / array).unlink()
+    job(out, **VARIANTS[variant])
+    made, whole = contents(out), undisturbed(variant)
+    assert all(made[name] == whole[name] for name in ARRAYS) and made.keys() == whole.keys()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_noise_lost_half_way_is_made_again(tmp_path, monkeypatch, fail, number):
+    monkeypatch.setenv("PHOSPHENE_CHECKPOINT_SECONDS", "0")
+    noise_job(tmp_path / "whole" / "set")
+    fail(number)
+    with pytest.raises(Fault):
+        noise_job(tmp_path / "set")
+    fail(None)
+    images = bytearray((tmp_path / "set" / "images.npy").read_bytes())
+    images[5000] ^= 1
+    (tmp_path / "set" / "images.npy").write_bytes(images)
+    noise_job(tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(tmp_path / "whole" / "set")
+
+
 def start(kind, out, kill=0, launcher=()):
     """This file as a process of its own: runs the job, and kills itself at step `kill`."""
     known = os.environ | {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "PHOSPHENE_CHECKPOINT_SECONDS": "0"}

@@ -100,6 +100,8 @@ def _fractal(card: Card, folder: Path) -> dict[str, Any]:
     images = Computed(partial(fractal.draw, categories, **options), card.count, card.shape, "uint8")
     if source["labels"] == "random":
         return {"images": images, "labels": random_labels(card)}
+    if len(categories) != card.classes:
+        raise DatasetError(f"{folder} has {len(categories)} categories for {card.classes} classes; make it again")
     category = partial(counter.category_labels, categories=len(categories))
     return {"images": images, "labels": Computed(category, card.count, (), "int64")}
 

@@ -186,6 +186,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         columns = 0 if self.seeds is None else self.seeds.shape[1]
         each = 0 if self._regions is None else self._regions.shape[1]
         arrays: dict[str, Any] = {"dtype": self.dtype, "seeds": columns, "regions": each, **targets}
+        if Writer.is_there(folder, card, len(self)):  # what is finished is only read
+            return ImageDataset.open(folder)
         with alone_in(folder):
             self._copy(Writer.create(folder, card, len(self), **arrays))
         return ImageDataset.open(folder)

@@ -49,10 +49,10 @@ def export(
         raise DatasetError(f"images of {data.card.shape[0]} channels have no PNG; read {data.path}/images.npy instead")
     files = _files(data)
     _check(out, data)
-    with alone_in(out):
-        _begin(out, data)
-        _write_pictures(data, out, files)
-        if not (out / TABLE).exists():  # it comes last: where it is, the export is whole
+    if not all((out / file).exists() for file in (TABLE, *files)):
+        with alone_in(out):
+            _begin(out, data)
+            _write_pictures(data, out, files)
             _write_table(data, out / TABLE, files)
     return {"path": str(out), "images": len(data), "classes": data.card.classes, "rows": str(out / TABLE)}
 

@@ -92,8 +92,9 @@ def _check_policies(source: str, settings: ChexpertSettings, kind: str) -> None:
 
 
 def _write(raw: RawImages, card: Card, out: Path) -> ImageDataset:
-    with alone_in(out):
-        _fill(raw, card, out)
+    if not Writer.is_there(out, card, len(raw.labels)):  # what is finished is only read
+        with alone_in(out):
+            _fill(raw, card, out)
     return ImageDataset.open(out)
 
 

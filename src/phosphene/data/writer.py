@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from ..errors import DatasetError
-from ..runtime.progress import say
+from ..runtime.progress import Progress, say
 from ..storage import checksums, lock, typed, whole
 from . import stored
 from .arrays import array, centred, statistics
@@ -105,6 +105,11 @@ class Writer:
         writer = cls(folder, card, arrays, rank, barrier)
         writer.finished = finished
         return writer
+
+    @staticmethod
+    def is_there(folder: Path, card: Card, count: int) -> bool:
+        """Whether the folder holds this very data set, finished; raises `DatasetError` when it is another one."""
+        return _finished(folder, dataclasses.replace(card, count=count))
 
     @property
     def done(self) -> set[int]:
@@ -311,7 +316,12 @@ def _lines(journal: Path, card: Card) -> tuple[list[Line], int]:
 def _keep_sound(journal: Path, card: Card, arrays: dict[str, np.ndarray]) -> int:
     """Leave the lines whose slices are still what was written; how many images the others had."""
     lines, unreadable = _lines(journal, card)
-    sound = [line for line in lines if _is_sound(line, arrays)]
+    bar = Progress(f"checking {journal.parent.name}", len(lines), 0)
+    sound = []
+    for number, line in enumerate(lines, 1):
+        sound += [line] if _is_sound(line, arrays) else []
+        bar.update(number, {})
+    bar.close()
     if len(sound) < len(lines) or unreadable:
         whole.write(journal, "".join(json.dumps(line, sort_keys=True) + "\n" for line in sound))
     kept = {line["chain"] for line in sound}
