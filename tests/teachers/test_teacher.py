@@ -554,3 +554,35 @@ def test_a_name_longer_than_any_file():
     with pytest.raises(TeacherError, match="File name too long") as caught:
         teachers.load("n" * 10_000, **NORM)
     assert len(str(caught.value)) < 1000
+
+
+ARRAYS = {
+    "no images": ({"x_test": np.zeros((0, 8, 8), np.uint8), "y_test": np.zeros(0, int)}, "at least one"),
+    "too few labels": ({"x_test": np.zeros((3, 8, 8), np.uint8), "y_test": np.zeros(2, int)}, "as many labels"),
+    "no pictures": ({"x_test": np.zeros(3, np.uint8), "y_test": np.zeros(3, int)}, r"shape \(3,\)"),
+    "one number": ({"x_test": np.uint8(3), "y_test": np.int64(3)}, "is needed|are needed"),
+    "fractions": ({"x_test": np.zeros((3, 8, 8), np.uint8), "y_test": np.full(3, 0.5)}, "one integer an image"),
+    "negative": ({"x_test": np.zeros((3, 8, 8), np.uint8), "y_test": np.array([0, 1, -1])}, "label -1"),
+    "huge": ({"x_test": np.zeros((3, 8, 8), np.uint8), "y_test": np.array([0, 1, 2**62])}, "labels count from 0"),
+    "not finite": ({"x_test": np.full((3, 8, 8), np.nan, np.float32), "y_test": np.arange(3)}, "NaN|finite"),
+    "text": ({"x_test": np.zeros((3, 8, 8), np.uint8), "y_test": np.array(["a", "b", "c"])}, "one integer an image"),
+    "objects": ({"x_test": np.array([{}, {}], object), "y_test": np.arange(2)}, "cannot be read|claims"),
+}
+
+
+@pytest.mark.parametrize("what", ARRAYS)
+def test_an_npz_that_is_no_test_data(tmp_path, what):
+    arrays, message = ARRAYS[what]
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(DatasetError, match=message) as caught:
+        teachers.open_test(tmp_path / "t.npz")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(60), b"\x93NUMPY\x01\x00"])
+def test_an_npz_that_is_none(tmp_path, content):
+    (tmp_path / "t.npz").write_bytes(content)
+    with pytest.raises(DatasetError, match=r"t\.npz cannot be read"):
+        teachers.open_test(tmp_path / "t.npz")
+    with pytest.raises(DatasetError, match="no such file"):
+        teachers.open_test(tmp_path / "none.npz")

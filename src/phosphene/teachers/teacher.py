@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .. import plugins
 from ..data.card import Card, read_names, read_size
 from ..data.dataset import ImageDataset
+from ..data.formats import npz
 from ..errors import DatasetError, SettingsError, TeacherError
 from ..models.weights import check as check_weights
 from ..models.weights import digest, fit, head, stem
@@ -26,6 +27,7 @@ from ..models.weights import read as read_weights
 from ..runtime.machine import Machine
 from ..runtime.machine import machine as decide_machine
 from ..settings import OUTSIDE, Ge, Hardware, Settings, command
+from ..storage import arrays
 from .loaders import SOURCES, Source, find, read_network
 
 __all__ = ["Teacher", "check_images", "load", "open_test", "outputs", "read_names", "read_network", "read_size", "show"]
@@ -407,20 +409,22 @@ def open_test(data: str | Path) -> ImageDataset:
     ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``.
 
     Raises:
-        DatasetError: it is neither.
+        DatasetError: it is neither, is damaged, or holds no images.
     """
     path = Path(__file__).parents[1] / "bundled" / "digits_test.npz" if str(data) == "digits" else Path(data)
     if path.suffix != ".npz":
         return ImageDataset.open(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = next((pair for pair in NPZ if pair[0] in arrays and pair[1] in arrays), None)
-            if names is None:
-                expected = ", ".join(" and ".join(pair) for pair in NPZ)
-                raise DatasetError(f"{path} has {', '.join(arrays)}; one of these pairs is needed: {expected}")
-            images, labels = arrays[names[0]], arrays[names[1]].reshape(-1)
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read ({error})") from error
+    if not path.is_file():
+        raise DatasetError(f"--test {path}: there is no such file")
+    with arrays.read_npz(path) as stored:
+        names = next((pair for pair in NPZ if pair[0] in stored.files and pair[1] in stored.files), None)
+        if names is None:
+            expected = ", ".join(" and ".join(pair) for pair in NPZ)
+            raise DatasetError(f"{path} has {', '.join(stored.files)}; one of these pairs is needed: {expected}")
+        images, labels = npz.member(stored, names[0]), npz.targets(npz.member(stored, names[1]), f"{path}:{names[1]}")
+    if images.ndim not in (3, 4) or labels.ndim != 1 or not 0 < len(images) == len(labels):
+        wanted = "(N, H, W), (N, H, W, C) or (N, C, H, W), and as many labels, at least one, are needed"
+        raise DatasetError(f"{path} has images of shape {images.shape} and labels of {labels.shape}; {wanted}")
     if images.ndim == 3:
         images = images[:, None]
     elif images.shape[1] not in (1, 3):

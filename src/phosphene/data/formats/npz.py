@@ -24,10 +24,10 @@ def read(source: str, settings: ReadSettings) -> RawImages:
             raise ValueError("it is an .npy")
         pairs = _pairs(arrays.files)
         image_key, label_key = pairs[_one_split(source, pairs, settings.split)]
-        images, labels = _member(arrays, image_key), _member(arrays, label_key)
-        names = [str(n) for n in _member(arrays, "class_names")] if "class_names" in arrays.files else None
+        images, labels = member(arrays, image_key), member(arrays, label_key)
+        names = [str(n) for n in member(arrays, "class_names")] if "class_names" in arrays.files else None
     images = _nchw(_pixels(images, f"{source}:{image_key}"), settings.layout, f"{source}:{image_key}")
-    labels = _targets(labels, f"{source}:{label_key}")
+    labels = targets(labels, f"{source}:{label_key}")
     if len(images) != len(labels):
         raise DatasetError(f"{source} has {len(images)} {image_key} but {len(labels)} {label_key}")
     classes = len(names) if names else labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=0)) + 1
@@ -35,7 +35,7 @@ def read(source: str, settings: ReadSettings) -> RawImages:
     return from_arrays(images, labels, classes, names, digest_of(images.tobytes(), labels.tobytes()))
 
 
-def _member(arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+def member(arrays: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
     """One array. Memory is not taken for what its header, or the archive's, only claims to be there."""
     assert arrays.zip is not None
     info = arrays.zip.getinfo(f"{key}.npy" if f"{key}.npy" in arrays.zip.namelist() else key)
@@ -113,7 +113,7 @@ def _nchw(images: np.ndarray, layout: str, where: str) -> np.ndarray:
     return images
 
 
-def _targets(labels: np.ndarray, where: str) -> np.ndarray:
+def targets(labels: np.ndarray, where: str) -> np.ndarray:
     """Labels (N,) as integers, or multi-label targets (N, K) where they are not one-hot."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
