@@ -204,7 +204,7 @@ def test_a_run_that_loses_its_finite_numbers_stops_and_keeps_the_state_before(
     weights = torch.zeros(3)
     run = Run.open("train", {}, [], tmp_path / "r", MACHINE)
     with pytest.raises(
-        NotFinite, match=r"train work: after step 3 w has 1 of 3 values .*finite after step 2.*another --out"
+        NotFinite, match=r"train, work: after step 3 w has 1 of 3 values .*finite after step 2.*another --out"
     ):
         for step in run.steps("work", 5, w=weights):
             weights[1] = float("nan") if step == 2 else step

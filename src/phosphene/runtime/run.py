@@ -154,7 +154,7 @@ class Run:
         outside = checkpoint.capture_randomness()
         first = self._resume(phase, total, states, alone)
         bar = Progress(title or f"{self.stage} {phase}", total, first, quiet=self.machine.rank > 0 or not self.durable)
-        watch = FiniteStates(states, f"{self.stage} {phase}", first)
+        watch = FiniteStates(states, self.stage if phase == self.stage else f"{self.stage}, {phase}", first)
         try:
             with self._signals():
                 yield from self._loop(phase, first, total, states, alone, bar, watch)

@@ -65,7 +65,9 @@ def _refuse_ends(low: Tensor, high: Tensor, scale: Tensor) -> None:
     if not bool(scale.isfinite().all()):
         at = int((~scale.isfinite()).flatten().nonzero()[0])
         ends = f"{float(low.flatten()[at]):g} to {float(high.flatten()[at]):g}"
-        raise TeacherError(f"values from {ends} cannot be quantized: look for infinities and NaN in weights and inputs")
+        raise TeacherError(
+            f"values from {ends} cannot be quantized; lower --lr if they are trained, else look into weights and inputs"
+        )
 
 
 def span(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,9 @@ def refuse(x: Tensor, scaled: Tensor | None = None) -> None:
     """
     total = x if scaled is None else scaled
     if not math.isfinite(total.sum().item()) and not bool(x.isfinite().all()):
-        raise TeacherError("infinities or NaN cannot be quantized: look for them in weights and inputs")
+        raise TeacherError(
+            "infinities or NaN cannot be quantized; lower --lr if they are trained, else look into weights and inputs"
+        )
 
 
 class Round(torch.autograd.Function):
