@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError, TeacherError
-from .fast.rounding import UNSET, Round, RoundSlices, RoundWhole, refuse
+from .fast.rounding import NO_GRID, UNSET, Round, RoundSlices, RoundWhole, refuse
 
 __all__ = ["BITS", "ActivationQuantizer", "WeightQuantizer", "codes", "fake_quantize", "grid", "levels", "span"]
 
@@ -65,9 +65,7 @@ def _refuse_ends(low: Tensor, high: Tensor, scale: Tensor) -> None:
     if not bool(scale.isfinite().all()):
         at = int((~scale.isfinite()).flatten().nonzero()[0])
         ends = f"{float(low.flatten()[at]):g} to {float(high.flatten()[at]):g}"
-        raise TeacherError(
-            f"values from {ends} cannot be quantized; lower --lr if they are trained, else look into weights and inputs"
-        )
+        raise TeacherError(f"infinities or NaN, from {ends}, {NO_GRID}")
 
 
 def span(x: Tensor, axis: int | None = None) -> tuple[Tensor, Tensor]:

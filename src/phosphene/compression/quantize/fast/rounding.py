@@ -15,9 +15,10 @@ from torch.autograd.function import once_differentiable
 
 from ....errors import TeacherError
 
-__all__ = ["UNSET", "Round", "RoundSlices", "RoundWhole", "refuse"]
+__all__ = ["NO_GRID", "UNSET", "Round", "RoundSlices", "RoundWhole", "refuse"]
 
 UNSET = "this quantizer has no range yet: let it observe some data, or set its range"
+NO_GRID = "cannot be quantized; lower --lr if they are trained, else look into weights and inputs"
 
 
 def refuse(x: Tensor, scaled: Tensor | None = None) -> None:
@@ -27,9 +28,7 @@ def refuse(x: Tensor, scaled: Tensor | None = None) -> None:
     """
     total = x if scaled is None else scaled
     if not math.isfinite(total.sum().item()) and not bool(x.isfinite().all()):
-        raise TeacherError(
-            "infinities or NaN cannot be quantized; lower --lr if they are trained, else look into weights and inputs"
-        )
+        raise TeacherError(f"infinities or NaN {NO_GRID}")
 
 
 class Round(torch.autograd.Function):
