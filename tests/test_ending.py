@@ -30,7 +30,13 @@ def allocate() -> None:
     torch.empty(1 << 50)
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 RAISED = {
+    "unspeakable": Unspeakable(),
     "value": ValueError("a\nb\x1b[31m[red]"),
     "key": KeyError("x"),
     "nothing": RuntimeError(),

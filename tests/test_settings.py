@@ -1,9 +1,11 @@
 """Settings are written once: flags, recipe keys and keywords follow from dataclasses; bounds are checked everywhere."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import click
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -206,6 +208,61 @@ def test_a_recipe_gives_a_folder_as_a_path():
     """`out` takes a path or its text, as the command line gives it."""
     (out,) = (one for one in of_class(Baking) if one.name == "out")
     assert out.check(Path("runs/bread")) == "runs/bread" == out.check("runs/bread")
+
+
+class Kinds(Settings):
+    lr: Annotated[float, Gt(0), "rate"] = 0.1
+    count: Annotated[int, Ge(1), "count"] = 1
+    quiet: Annotated[bool, "quiet"] = False
+    name: Annotated[str, "name"] = "a"
+    unset: Annotated[int | None, Ge(1), "unset"] = None
+    either: Annotated[int | None, "one or none"] = 3
+    several: Annotated[list[str] | None, "names"] = None
+    place: Annotated[Path | str, "a place"] = Path("x")
+    mean: Annotated[str | float | Sequence[float] | None, "a mean"] = None
+
+
+@command
+def kinds(data: Annotated["object | str", "an object or its folder"], settings: Kinds) -> Kinds:
+    """Nothing."""
+    return settings
+
+
+WRONG = [("lr", "x"), ("lr", True), ("lr", None), ("count", 1.5), ("count", [1]), ("count", {}), ("count", "1")]
+WRONG += [
+    ("quiet", 1),
+    ("quiet", "yes"),
+    ("name", 3),
+    ("name", (1, 2)),
+    ("name", None),
+    ("unset", 1j),
+    ("several", [3]),
+]
+WRONG += [
+    ("several", [3]),
+    ("several", {}),
+    ("place", 0),
+    ("place", []),
+    ("data", True),
+    ("data", {}),
+    ("data", 3),
+    ("data", None),
+    ("mean", {}),
+    ("mean", True),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_value_of_another_type_is_refused_from_python(name, value):
+    with pytest.raises(SettingsError, match=rf"^--{name} .* is not (a|true)"):
+        kinds(**{"data": "d", name: value})
+
+
+def test_values_of_the_type_pass():
+    fine = {"lr": 1, "count": np.int64(3), "unset": None, "either": None, "several": ["a"], "place": "y"}
+    for mean in (0.5, 1, "0.5,0.5", [0.5], (0.1, 0.2), np.ones(3)):
+        assert kinds("d", mean=mean).mean is mean
+    assert kinds(Kinds(), **fine).count == 3 and kinds("d", settings=Kinds(lr=np.float32(0.5))).lr == 0.5
 
 
 SLIPS = [

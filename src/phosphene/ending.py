@@ -79,17 +79,26 @@ def line(text: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return shown(next(iter(str(error).splitlines()), "") or type(error).__name__, str)
+    return shown(error, str).split("\\n")[0] or type(error).__name__
 
 
 def _fault(error: BaseException) -> End:
     """A fault of the program, or of code of the user's that it called: a space of their own, say."""
-    what = line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    what = _named(error)
     file = write_traceback(error)
     where = f"the traceback is in {file}" if file else f"at {_place(error)}, and no file could be written"
     if own := plugins.place(error):
         return End(f"{own} fails: {what}; mend this code ({where})", type(error).__name__, MENDABLE)
     return End(f"{what}: a fault of the program; {where}; please report it", type(error).__name__, FAULT)
+
+
+def _named(error: BaseException) -> str:
+    """Its class and what it says, if anything."""
+    try:
+        said = str(error)
+    except Exception:  # of a class whose own method fails
+        said = ""
+    return line(f"{type(error).__name__}: {said}").removesuffix(":")
 
 
 def write_traceback(error: BaseException) -> Path | None:
@@ -169,5 +178,4 @@ def _unraisable(args: Any) -> None:
         again.daemon = True
         again.start()
     elif args.exc_value is not None and not sys.is_finalizing():
-        what = line(f"{type(args.exc_value).__name__}: {args.exc_value}")
-        print(f"phosphene: ignored in {shown(args.object)}: {what}", file=sys.stderr, flush=True)
+        print(f"phosphene: ignored in {shown(args.object)}: {_named(args.exc_value)}", file=sys.stderr, flush=True)

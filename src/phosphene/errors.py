@@ -119,9 +119,9 @@ def is_memory(error: BaseException | None) -> bool:
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return True
-    if not isinstance(error, RuntimeError | ValueError | ImportError | OSError | SystemError):
-        return False
-    text = str(error).lower()
+    if not isinstance(error, Exception) or isinstance(error, PhospheneError):
+        return False  # ours say what is to be done
+    text = shown(error, str, 10_000).lower()
     return any(words in text for words in _NO_MEMORY)
 
 

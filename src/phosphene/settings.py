@@ -27,11 +27,12 @@ import dataclasses
 import functools
 import inspect
 import math
+import numbers
 import operator
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, dataclass_transform, get_args, get_origin
@@ -50,6 +51,7 @@ OUTSIDE = object()
 """A note on a field that does not decide the result: it is no part of a run's identity."""
 BOUNDS = {Ge: ("at least", operator.ge), Gt: ("above", operator.gt), Le: ("at most", operator.le)}
 BOUNDS[Lt] = ("below", operator.lt)
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name or a text", Path: "a path"}
 Recipe = TypeVar("Recipe", bound="Settings")
 Returned = TypeVar("Returned")
 
@@ -92,6 +94,28 @@ class Setting:
         if self.many:
             return [self._one(item) for item in (value if isinstance(value, list) else [value])]
         return self._one(value)
+
+    def check_type(self, value: Any, hint: Any) -> None:
+        """Raise `SettingsError` where a value from Python is none of the annotation's: a text for a number, say.
+
+        Objects of other packages pass: whoever takes them knows them.
+        """
+        if (value is None and (_takes_none(hint) or self.default is None)) or value is self.default:
+            return
+        for one in value if self.many and isinstance(value, list | tuple) else [value]:
+            if not self._is_of(one, hint):
+                raise SettingsError(f"{self.flag} {shown(one)} is not {KINDS[self.kind]}")
+
+    def _is_of(self, value: Any, hint: Any) -> bool:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if self.kind in (int, float):
+            return number and (self.kind is float or isinstance(value, numbers.Integral))
+        if self.kind is bool:
+            return isinstance(value, bool)
+        if isinstance(value, str | Path) or type(value).__module__ != "builtins":
+            return True
+        others = {get_origin(one) or one for one in _alternatives(hint)}
+        return (number and bool(others & {int, float})) or (isinstance(value, list | tuple) and Sequence in others)
 
     def check_bounds(self, value: Any) -> None:
         """Raise `SettingsError` where a number is out of bounds or not finite, or a text is none of the options."""
@@ -161,8 +185,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         cls: Any = type(self)
+        hints = _written(cls)
         for setting in of_class(cls):
-            setting.check_bounds(getattr(self, setting.name))
+            value = getattr(self, setting.name)
+            setting.check_type(value, hints[setting.name].hint)
+            setting.check_bounds(value)
 
     def identity(self, *without: str) -> dict[str, Any]:
         """The fields that decide a result, flat: what a run's `config.json` keeps. `without`: fields left out, too."""
@@ -303,9 +330,17 @@ def command(function: Callable[..., Returned]) -> Callable[..., Returned]:
 
     @functools.wraps(function)
     def call(*args: Any, **given: Any) -> Returned:
+        _check_inputs(function, args, given)
         return function(*args, **_gathered(function, len(args), given))
 
     return call
+
+
+def _check_inputs(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
+    """Raise `SettingsError` where an input is of a type that none of it has; classes of settings check themselves."""
+    for number, (name, hint, default) in enumerate(_parameters(function)):
+        if (number < len(args) or name in given) and not _spread(hint):
+            _setting(name, hint, default).check_type(args[number] if number < len(args) else given[name], hint)
 
 
 def methods(
@@ -455,6 +490,15 @@ def _setting(name: str, hint: Any, default: Any, group: str = "") -> Setting:
     bounds = tuple(note for note in notes if isinstance(note, BaseMetadata))
     kind, many, options = _kind(hint)
     return Setting(name, kind, default, text, many, options, bounds, group)
+
+
+def _takes_none(hint: Any) -> bool:
+    return type(None) in _alternatives(hint)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union."""
+    return get_args(get_args(hint)[0] if get_origin(hint) is Annotated else hint)
 
 
 def _kind(hint: Any) -> tuple[type, bool, tuple[str, ...]]:
