@@ -13,6 +13,7 @@ from .attempt import Attempt
 OFTEN = ("darts", "sgas", "proxyless", "gumbel", "evolution")
 READS_ONLY = ("teacher", "agreement")
 START_UP = 0.06  # share of kills while the program is still importing, in a process of its own
+DONE = ("result.json", "rows.csv")  # a finished run is not made again
 SOONEST, LATEST = 0.02, 1.3  # of a run's usual seconds
 
 
@@ -25,7 +26,8 @@ def attempt(made: Attempt, times: dict[str, float]) -> str:
     real = random.random() < START_UP
     told = []
     for _ in range(random.choice((1, 1, 2, 3))):
-        signals = _signals(random, random.uniform(0.1, 6.0) if real else times[name] * random.uniform(SOONEST, LATEST))
+        signals = _signals(random, random.uniform(0.1, 6.0) if real else times[name] * random.uniform(DONE = ("result.json", "rows.csv")  # a finished run is not made again
+SOONEST, LATEST))
         told.append(" ".join(f"{signal.Signals(number).name} at {at:.2f} s" for at, number in signals))
         made.what = f"{name}: {', '.join(told)}{' from the start-up on' if real else ''}"
         ended = made.run(stock.words(name), 60.0, signals, real, environment)
@@ -50,23 +52,29 @@ def resumed(made: Attempt, times: dict[str, float]) -> str:
     if problem := judge.problem(made.run(stock.words(name), 60.0, [(at, signal.SIGKILL)], environment=environment)):
         return problem
     out = made.folder / "out"
-    if files := sorted(file for file in out.rglob("*") if file.is_file() and file.suffix not in judge.SHOWN):
+    files = sorted(file for file in out.rglob("*") if file.is_file() and file.suffix not in judge.SHOWN)
+    told_nothing: tuple[str, ...] = stock.TIMED.get(name, ())
+    if files and not any((out / done).exists() for done in DONE):
         file = random.choice(files)
         made.what += f", then {file.relative_to(out)}: {_damage(file, random)}"
+        told_nothing += ("config.json",) if file.name == "config.json" else ()  # versions are kept, not compared
     ended = made.run(stock.words(name), 120.0)
     if told := judge.problem(ended):
         return told
     if ended.status == 0:
+        for left in {*out.rglob(".unfinished-*"), *out.rglob("*.new")}:
+            left.unlink()  # ours
         there = made.stock / name / "out"
-        return judge.difference(out, there, stock.TIMED.get(name, ())) if there.is_dir() else ""
+        return judge.difference(out, there, told_nothing) if there.is_dir() else ""
     shutil.rmtree(out)
     return made.sound(name)
 
 
 def _damage(file: Path, random: Random) -> str:
     if random.random() < 0.1:
-        file.with_name(file.name + random.choice((".new", ".tmp", ".before", "~"))).write_bytes(file.read_bytes()[:20])
-        return "half of it left over beside it"
+        left = file.with_name(random.choice((f".unfinished-99999999-{file.name}", "config.json.new", "checkpoint.new")))
+        left.write_bytes(file.read_bytes()[:20])
+        return f"{left.name} left over beside it"
     return mutations.damage(file, random)
 
 
