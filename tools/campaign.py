@@ -25,7 +25,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = str(ROOT / "src")
 sys.path[:0] = [SOURCE, str(ROOT / "tools")]
-os.environ.update(PYTHONPATH=SOURCE, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", MPLBACKEND="Agg", TQDM_DISABLE="1")
 
 from attempts import code, flags, forks, kills, limits, machine, readers, record, stock, together  # noqa: E402
 from attempts.attempt import Attempt, replay  # noqa: E402
@@ -49,6 +48,7 @@ KINDS: dict[str, tuple[float, Callable[..., str]]] = {  # kind -> its share of t
 def main() -> int:
     """Run the campaign; exit status 1 where an attempt failed."""
     given = arguments()
+    os.environ.update(PYTHONPATH=SOURCE, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", MPLBACKEND="Agg")
     forks.preload()
     if given.replay:
         return replay(given.replay.resolve())

@@ -26,8 +26,7 @@ def attempt(made: Attempt, times: dict[str, float]) -> str:
     real = random.random() < START_UP
     told = []
     for _ in range(random.choice((1, 1, 2, 3))):
-        signals = _signals(random, random.uniform(0.1, 6.0) if real else times[name] * random.uniform(DONE = ("result.json", "rows.csv")  # a finished run is not made again
-SOONEST, LATEST))
+        signals = _signals(random, random.uniform(0.1, 6.0) if real else times[name] * random.uniform(SOONEST, LATEST))
         told.append(" ".join(f"{signal.Signals(number).name} at {at:.2f} s" for at, number in signals))
         made.what = f"{name}: {', '.join(told)}{' from the start-up on' if real else ''}"
         ended = made.run(stock.words(name), 60.0, signals, real, environment)
