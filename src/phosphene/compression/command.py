@@ -25,12 +25,13 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import command
-from ..storage.typed import read_json, write_json
+from ..storage import typed
+from ..storage.typed import write_json
 from ..teachers import loaders
 from ..teachers.teacher import Teacher
 from ..teachers.teacher import load as load_teacher
 from ..training.setup import Trained
-from .measure import Stage, draw, figures_of, label, latencies, seen
+from .measure import Latencies, Stage, draw, figures_of, label, latencies, seen
 from .stages import Pipeline, split
 from .target import Compression, checked
 
@@ -144,7 +145,7 @@ def _run(pipeline: Pipeline, data: ImageDataset | None) -> Compressed:
         report([str(folder) for folder in (run.path, *inside)], out=run.path / PAGE)
     result, times = run.finished, run.path / TIMES
     assert result is not None
-    return Compressed(run.path, small, result, read_json(times) if times.is_file() else {})
+    return Compressed(run.path, small, result, dict(typed.read(times, Latencies)) if times.is_file() else {})
 
 
 def _finish(

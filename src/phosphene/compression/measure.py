@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from ..costs import budget as costs
 from ..costs.budget import short
@@ -17,7 +18,8 @@ from ..data.dataset import ImageDataset
 from ..drawing.figure_style import COLOURS, INK, figure, save_picture
 from ..errors import DatasetError
 from ..evaluation.metrics import measures, multi_label
-from ..storage.typed import read_json, write_json
+from ..storage import typed
+from ..storage.typed import write_json
 from ..teachers.teacher import Teacher
 from .export import safetensors
 from .export.check import center_crops, compare, interleaved, noise_images, predictions, uint8
@@ -92,17 +94,26 @@ def seen(data: ImageDataset, original: Teacher) -> Tensor:
     return center_crops(data, range(len(data)), original.shape)
 
 
+class Latencies(TypedDict):
+    """`latency.json`: milliseconds of each file, and where they were measured."""
+
+    ms: dict[str, float]
+    runtime: str
+    threads: int
+    batch: int
+
+
 def latencies(stages: Mapping[str, Stage], file: Path, seed: int) -> dict[str, Any]:
     """Milliseconds of one image on one thread, all files taking turns in one runtime; measured once, kept in `file`."""
     if file.is_file():
-        return read_json(file)
+        return dict(typed.read(file, Latencies))
     first = next(iter(stages.values()))
     image = first.job.inputs(noise_images(first.job, seed)[:1])
     runs, runtime = format_module(first.format).fastest(image, *(stage.content for stage in stages.values()))
     calls = {name: lambda predict=predict: predict(image) for name, predict in zip(stages, runs, strict=True)}
     taken = {name: round(ms, 4) for name, ms in interleaved(calls).items()}
     write_json(file, {"ms": taken, "runtime": runtime, "threads": 1, "batch": 1})
-    return read_json(file)
+    return dict(typed.read(file, Latencies))
 
 
 def _accuracy(job: Job, predict: Predict, test: ImageDataset) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from ..core import Architecture
 from ..costs import budget as costs
@@ -37,6 +38,12 @@ from .target import Compression, checked, latency_share, wanted
 __all__ = ["Pipeline", "split"]
 
 CHECKED = 1000  # images at most, one in ten, on which networks are compared and nothing is trained
+
+
+class Whole(TypedDict):
+    """`whole.json`: milliseconds of the original network."""
+
+    ms: float
 
 
 @dataclass
@@ -133,7 +140,7 @@ class Pipeline:
             share = latency_share(self.bounds["latency"], float(ms["float_ms"]), alike, len(self.bounds) > 1)
             return self.bounds | {"latency": share}
 
-        kept = plan.once(self.run, "bounds.json", shares)
+        kept = plan.once(self.run, "bounds.json", shares, dict[str, str | None])
         return {name: text for name, text in kept.items() if text is not None}
 
     def _student(self, name: str, bounds: dict[str, str]) -> Architecture | nn.Module:
@@ -168,7 +175,7 @@ class Pipeline:
             def measured() -> dict[str, Any]:
                 return {"ms": plan.milliseconds(self.original.net, self.original.shape, timing, run.machine)}
 
-            figures["latency"] = plan.once(run, "whole.json", measured)["ms"]
+            figures["latency"] = plan.once(run, "whole.json", measured, Whole)["ms"]
         own: dict[str, Any] = {"steps": s.search_steps, "batch": s.search_batch, "teacher": self.original}
         own |= {"width": s.width, "final_width": s.width} if s.width else {}
         own |= {**wanted(bounds, figures), **self._evolution(images), **self.place, "on": self._on}

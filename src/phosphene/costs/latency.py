@@ -14,15 +14,18 @@ import importlib.util
 import json
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import nn
+from typing_extensions import TypedDict
 
 from ..core import Choices, SearchSpace
 from ..errors import MissingExtra, SettingsError
 from ..runtime.machine import Machine, describe, machine
-from ..storage.typed import read_json, write_json
+from ..storage import typed
+from ..storage.typed import write_json
 from . import budget
 from .budget import NANOSECONDS, Budget
 from .tables import input_shape
@@ -176,14 +179,15 @@ def _software(on: str) -> list[str]:
     return [*count, *runtime, f"torch {torch.__version__}"]
 
 
+class Measured(TypedDict):
+    """A table of latencies: condition -> block -> nanoseconds."""
+
+    format: Literal[1]
+    measured: dict[str, dict[str, Annotated[int, Ge(0)]]]
+
+
 def _read(path: Path) -> dict[str, dict[str, int]]:
     """Condition -> block -> nanoseconds; {} without a file."""
     if not path.exists():
         return {}
-    try:
-        content = read_json(path)
-        if content["format"] != 1:
-            raise ValueError("another format")
-        return {str(of): {str(key): int(ns) for key, ns in times.items()} for of, times in content["measured"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"--latency-table {path} is no table of latencies; name another file") from error
+    return typed.read(path, Measured, SettingsError, "name another file as --latency-table")["measured"]

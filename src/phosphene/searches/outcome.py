@@ -7,7 +7,6 @@ it), `cells.png` (where it has a genotype) or `architecture.png`, `result.json`;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from .. import plugins
 from ..core import Architecture, Objective, SearchSpace
@@ -30,7 +30,7 @@ from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Changes
 from ..spaces.darts.drawing import draw_cells
-from ..storage import whole
+from ..storage import typed, whole
 from . import notation, operations
 from .settings import (
     MixedSettings,
@@ -206,9 +206,16 @@ def _result(algorithm: str, final: SearchSpace, architecture: Architecture, path
         kept = {"steps": "steps", "score": "validation", "stopped": "stopped"}
         result |= {name: facts[key] for key, name in kept.items() if key in facts}
     if (path / "evolution.json").exists():
-        archive = json.loads((path / "evolution.json").read_text())
+        archive = typed.read(path / "evolution.json", list[Candidate])
         result |= {"score": max(entry["score"] for entry in archive), "scored": len(archive)}
     return result
+
+
+class Candidate(TypedDict):
+    """One of the list in `evolution.json`."""
+
+    options: list[int]
+    score: float
 
 
 def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: Architecture) -> None:

@@ -11,7 +11,6 @@ not of the last population alone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from ..core import Architecture, Choices, Objective, Score, SearchSpace
 from ..costs.budget import LIMITS, Budget, short
@@ -150,6 +150,15 @@ def search(
         content = {"costs": list(costs), "front": front, "knee": best, "seen": list(seen.values())}
         typed.write_json(run.path / "front.json", content)
     return Architecture(space.spec, choices[best])
+
+
+class Front(TypedDict):
+    """`front.json`: the architectures of the front, and score and costs of all that were evaluated."""
+
+    costs: list[str]
+    front: list[dict[str, Any]]
+    knee: int
+    seen: list[list[float]]
 
 
 def check(costs: Sequence[str], population: int, budget: Budget) -> None:
@@ -327,7 +336,7 @@ def _identity(settings: Pareto, budget: Budget) -> dict[str, Any]:
 
 def _finish(run: Run, architecture: Architecture, budget: Budget, by: str, early: dict[str, int]) -> SearchResult:
     """Write the architecture and the figure of the front, and finish the run."""
-    content = json.loads((run.path / "front.json").read_text())
+    content = typed.read(run.path / "front.json", Front)
     if run.machine.rank == 0:
         architecture.save(run.path / "arch.json")
         draw(content, run.path / "front.png", {"kl": "−KL", "accuracy": "accuracy"}[by])
@@ -339,7 +348,7 @@ def _finish(run: Run, architecture: Architecture, budget: Budget, by: str, early
     return SearchResult(architecture.space, architecture.choices, run.path, run.finish(result))
 
 
-def draw(content: dict[str, Any], path: Path, score: str) -> None:
+def draw(content: Front, path: Path, score: str) -> None:
     """Draw `front.json` into a PNG: the score by each cost, all evaluated in grey, the front, its knee.
 
     With two costs, the colour is the one that is not the axis.

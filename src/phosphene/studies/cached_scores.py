@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import torch
+from typing_extensions import TypedDict
 
 from .. import spaces
 from ..core import Architecture, Batch
 from ..data.dataset import ImageDataset
-from ..errors import SettingsError
+from ..errors import RunError, SettingsError
 from ..losses import OBJECTIVES
 from ..proxies import PROXIES, SEEING, SIZES, score
 from ..proxies.inputs import draw, prepared
@@ -29,7 +30,8 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
 from ..searches.score import resolve
 from ..settings import Ge, Hardware, Seed
-from ..storage.typed import read_json, write_json
+from ..storage import typed
+from ..storage.typed import write_json
 from .probing import ONE_JOB, Probe, estimate_all
 
 Input = tuple[int, tuple[int, ...]]
@@ -124,6 +126,15 @@ class ByProxy:
         return draw(data, self.images, self.seed, decide_machine(self.device, "fp32")), OBJECTIVES[data.card.task]
 
 
+class Chunk(TypedDict):
+    """A file of scores: the architectures, and by the name of each figure its values."""
+
+    architectures: list[str]
+
+
+Scores = list[float | None]
+
+
 def input_of(data: ImageDataset) -> Input:
     """The classes of a data set, and the input shape of its networks."""
     return data.card.classes, data.seen
@@ -182,8 +193,9 @@ def score_all(
     side_by_side(calls, jobs=jobs.jobs, backend=jobs.backend, title=title)
     scores: dict[str, dict[str, list[float]]] = {}
     for name, several in chunks.items():
-        parts = [read_json(path) for path, _ in several]
-        scores[name] = {figure: [one for part in parts for one in part[figure]] for figure in scorers[name].figures}
+        figures = scorers[name].figures
+        parts = [_read(path, figures, len(chunk)) for path, chunk in several]
+        scores[name] = {figure: [one for part in parts for one in part[figure]] for figure in figures}
     return scores
 
 
@@ -227,7 +239,17 @@ def _chunks(name: str, scorer: Scorer, texts: Sequence[str], folder: Path) -> li
 
 
 def _cached(path: Path, texts: list[str]) -> bool:
-    return path.exists() and read_json(path)["architectures"] == texts
+    return path.exists() and typed.read(path, Chunk)["architectures"] == texts
+
+
+def _read(path: Path, figures: Sequence[str], count: int) -> dict[str, list[float]]:
+    """The scores of a chunk, by figure."""
+    content: dict[str, Any] = dict(typed.read(path, Chunk))
+    for figure in figures:
+        typed.check(content.get(figure), Scores, f"{path}: {figure}", RunError, typed.REMEDY)
+        if len(content[figure]) != count:
+            raise RunError(f"{path}: {figure} has {len(content[figure])} scores, not {count}; {typed.REMEDY}")
+    return content
 
 
 def _score(scorer: Scorer, texts: list[str], path: Path) -> None:

@@ -9,15 +9,15 @@ Files: `table.csv`, `skips.png`, `operations.png`, `result.json`; `searches/NAME
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from ..data.dataset import ImageDataset
 from ..drawing.figure_style import INK, PALE, colour, figure, named, save_picture, write_table
@@ -30,7 +30,7 @@ from ..searches.sizes import SupernetCells
 from ..settings import Estimate, Ge, Hardware, RunSettings, command
 from ..spaces.darts.genotype import KINDS, Genotype, parse
 from ..spaces.darts.operations import OPERATIONS
-from ..storage.typed import read_json
+from ..storage import arrays, typed
 from .datasets import DataSets, cut, opened, share, without_common_words
 from .searching import Searches, estimate
 
@@ -137,18 +137,33 @@ def search(settings: Collapse, data: ImageDataset, images: int, seed: int, folde
 # -- reading searches ------------------------------------------------------------------------------------------------
 
 
+class Config(TypedDict):
+    """What is read of `config.json`."""
+
+    stage: NotRequired[str]
+    seed: NotRequired[int]
+
+
+class Logged(TypedDict):
+    """What is read of a line of `metrics.jsonl`."""
+
+    epoch: NotRequired[int]
+    genotype: NotRequired[str]
+
+
+def _config(folder: Path) -> Config:
+    return typed.read(folder / "config.json", Config, RunError, "run that search again")
+
+
 def history(folder: Path) -> Counts:
     """The counts of a finished search, for each epoch in which the architecture moved.
 
     Raises `RunError` where the folder holds no finished search that logged its genotypes.
     """
-    if not (folder / "result.json").exists() or read_json(folder / "config.json").get("stage") != "search":
+    if not (folder / "result.json").exists() or _config(folder).get("stage") != "search":
         raise RunError(f"{folder} is no finished search; finish it, or name another folder")
-    try:
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        genotypes = [parse(line["genotype"]) for line in lines if "epoch" in line and "genotype" in line]
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"{folder / 'metrics.jsonl'} cannot be read ({error}); run that search again") from error
+    lines = typed.lines(folder / "metrics.jsonl", Logged, RunError, "run that search again")
+    genotypes = [parse(line["genotype"]) for line in lines if "epoch" in line and "genotype" in line]
     genotypes = genotypes[_warm_up(folder) :]  # 5 warm-up epochs on unreal data (UnrealNAS §4.1)
     if not genotypes:
         raise RunError(f"{folder} logged no genotypes; name a search by darts or sgas")
@@ -166,7 +181,9 @@ def _warm_up(folder: Path) -> int:
     path = folder / "alphas.npy"
     if not path.exists():
         return 0
-    alphas = np.load(path, allow_pickle=False)
+    alphas = arrays.mapped(path, RunError, "run that search again")
+    if alphas.ndim != 3:
+        raise RunError(f"{path} has shape {alphas.shape}, not (epochs, decisions, options); run that search again")
     moved = (alphas != alphas[:1]).any(axis=(1, 2))
     return int(moved.argmax()) - 1 if moved.any() else 0
 
@@ -181,7 +198,7 @@ def named_searches(texts: Sequence[str]) -> list[tuple[str, int, Path]]:
     for folder in folders:
         if not (folder / "config.json").exists():
             raise RunError(f"--runs {folder} is no run folder; name the folder of a search, as FOLDER or NAME=FOLDER")
-    numbers = [int(read_json(folder / "config.json").get("seed", 0)) for folder in folders]
+    numbers = [_config(folder).get("seed", 0) for folder in folders]
     bare = [re.sub(rf"[-_]?{n}$", "", f.resolve().name) for f, n in zip(folders, numbers, strict=True)]
     names = [label or name for label, name in zip(labels, without_common_words(bare, "[-_]"), strict=True)]
     pairs = list(zip(names, numbers, strict=True))

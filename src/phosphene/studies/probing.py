@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from .. import spaces
 from ..core import Architecture
@@ -40,7 +41,7 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Call, Jobs, side_by_side
 from ..runtime.run import Run
 from ..settings import CellSizes, Hardware, LearningRate, Seed
-from ..storage.typed import read_json
+from ..storage import typed
 from ..training.recipes import BatchSize, Epochs
 from .datasets import cut
 
@@ -120,6 +121,17 @@ class Probe:
         return {name: getattr(self, name) for name in COMMON}
 
 
+class Trained(TypedDict):
+    """What is read of the `result.json` of a trained network."""
+
+    train: list[float | None]
+    loss: list[float | None]
+    test: float | None
+    params: int
+    macs: int
+    images: int
+
+
 def train_all(
     probes: Sequence[Probe], folder: Path, jobs: Jobs = ONE_JOB, title: str = "networks"
 ) -> list[dict[str, Any]]:
@@ -136,7 +148,7 @@ def train_all(
     todo = {path: probe for path, probe in zip(paths, probes, strict=True) if not (path / "result.json").exists()}
     calls: list[Call] = [(train, (probe, folder), {}) for probe in todo.values()]
     side_by_side(calls, jobs=jobs.jobs, backend=jobs.backend, title=title)
-    return [{**read_json(path / "result.json"), "folder": str(path)} for path in paths]
+    return [{**typed.read(path / "result.json", Trained), "folder": str(path)} for path in paths]
 
 
 def check(groups: Iterable[Sequence[Probe]]) -> None:

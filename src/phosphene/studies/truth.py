@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import spaces
 from ..data.dataset import ImageDataset
-from ..errors import SettingsError
+from ..errors import SettingsError, is_memory, shown
 from ..searches import notation
 from ..settings import Ge, Settings
 from .datasets import RealTest, named_folders
@@ -59,9 +59,11 @@ def read(path: Path) -> dict[str, float]:
     try:
         pairs = _json(path) if path.suffix == ".json" else _csv(path)
         numbers = [(str(name).strip(), _accuracy(entry)) for name, entry in pairs]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except Exception as error:  # the readers of JSON and CSV, and float, raise what they like of others' files
+        if is_memory(error):
+            raise
         remedy = "give JSON or CSV, architecture to accuracy"
-        raise SettingsError(f"--truth {path} cannot be read ({error}); {remedy}") from error
+        raise SettingsError(f"--truth {path} cannot be read ({shown(error, str)}); {remedy}") from error
     known = {_located(name, path.parent): accuracy for name, accuracy in numbers}
     if len(known) < len(numbers):
         raise SettingsError(f"--truth {path} names an architecture twice; keep one line of it")

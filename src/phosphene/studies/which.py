@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from ..data.dataset import ImageDataset
 from ..drawing.figure_style import INK, colour, figure, named, save_picture, write_table
@@ -27,7 +28,8 @@ from ..runtime.machine import machine as decide_machine
 from ..runtime.parallel import Jobs
 from ..runtime.run import Run
 from ..settings import Gt, RunSettings, command
-from ..storage.typed import read_json, write_json
+from ..storage import typed
+from ..storage.typed import write_json
 from . import truth
 from .candidates import Candidates, baselines, genotypes
 from .datasets import DataSets, opened
@@ -81,7 +83,7 @@ def which(settings: Which) -> dict[str, Any]:
         raise Estimate({"stage": "study-which", **plan(pairs, settings.budget, settings.epochs, settings.jobs)})
     if not (run.path / "plan.json").exists():
         write_json(run.path / "plan.json", plan(pairs, settings.budget, settings.epochs, settings.jobs))
-    planned = read_json(run.path / "plan.json")
+    planned = typed.read(run.path / "plan.json", Plan)
     networks = [
         replace(probe, epochs=planned["epochs"][name]) for name, two in pairs.items() for pair in two for probe in pair
     ]
@@ -104,6 +106,14 @@ def twice(probe: Probe, by: str) -> tuple[Probe, Probe]:
     if by == "halves":
         return replace(probe, half=0), replace(probe, half=1)
     return probe, replace(probe, seed=probe.seed + 1)
+
+
+class Plan(TypedDict):
+    """`plan.json`: epochs and minutes of a training on each data set."""
+
+    minutes: float
+    epochs: dict[str, int]
+    minutes_each: dict[str, float]
 
 
 def plan(pairs: Mapping[str, Sequence[tuple[Probe, Probe]]], budget: float, most: int, jobs: int) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from ...runtime.run import Run
 from ...settings import Hardware, RunSettings, command, ignoring, methods
 from ...spaces.fixed import cut
 from ...spaces.width.space import WidthSpace
-from ...storage import checksums, tensors
-from ...storage.typed import read_json, write_json
+from ...storage import checksums, tensors, typed
+from ...storage.typed import write_json
 from ...teachers import loaders
 from ...teachers.teacher import Network, Teacher
 from ...training.setup import Trained
 from ...training.train import train
 from . import plan
-from .criteria import DESCRIPTION, alike, chosen, pruned
+from .criteria import DESCRIPTION, Pruned, alike, chosen, pruned
 from .plan import TIMES, Criterion, MetaPruning, Original, Pruning, Recovery, Search, Uniform
 from .widths import searched, uniform, widest, width_space
 
@@ -46,8 +46,9 @@ class PrunedRun(Trained):
 
     def summary(self) -> dict[str, Any]:
         """What the command prints."""
-        times = read_json(self.path / TIMES) if (self.path / TIMES).is_file() else {}
-        shown: dict[str, Any] = {name: times[name] for name in ("whole_ms", "ms") if name in times}
+        file = self.path / TIMES
+        times: dict[str, Any] = dict(typed.read(file, plan.Times)) if file.is_file() else {}
+        shown = {name: value for name, value in times.items() if name in ("whole_ms", "ms")}
         return {"run": str(self.path), **self.result, **shown}
 
 
@@ -217,9 +218,9 @@ class _Stages:
         result |= {"loss": trained.result["loss"], "fingerprint": trained.result["fingerprint"]}
         plan.original_time(run, original.teacher, self.settings)
         if run.machine.rank == 0:
-            times = read_json(run.path / TIMES)
+            times = typed.read(run.path / TIMES, plan.Times)
             taken = plan.milliseconds(trained.net, shape, self.settings, run.machine)
-            write_json(run.path / TIMES, times | {"ms": round(taken, 6)})
+            write_json(run.path / TIMES, {**times, "ms": round(taken, 6)})
         return result | self._tested(trained)
 
     def _tested(self, trained: Trained) -> dict[str, Any]:
@@ -273,7 +274,7 @@ def _settle(run: Run, trained: Trained, architecture: Architecture | None) -> No
 
 def _read(run: Run, original: Original) -> PrunedRun:
     """The result in the run's folder."""
-    result, info, file = run.finished, read_json(run.path / "network.json"), run.path / "arch.json"
+    result, info, file = run.finished, dict(loaders.read_input(run.path)), run.path / "arch.json"
     assert result is not None
     if file.is_file():
         return PrunedRun(load_pruned(run.path), info, run.path, result, Architecture.load(file))
@@ -297,6 +298,7 @@ def load_pruned(folder: Path | str, network: nn.Module | None = None) -> nn.Modu
         return loaders.read_network(folder)[0]
     if not (folder / DESCRIPTION).is_file():
         raise TeacherError(f"{folder} has no {DESCRIPTION}: no network was cut there; leave `network` out")
-    net = cut(copy.deepcopy(network).cpu(), read_json(folder / DESCRIPTION)["kept"])
+    described = typed.read(folder / DESCRIPTION, Pruned, TeacherError, "prune again")
+    net = cut(copy.deepcopy(network).cpu(), described["kept"])
     weights.fit(net, weights.read(folder / "weights.safetensors"), str(folder / "weights.safetensors"))
     return net.eval()

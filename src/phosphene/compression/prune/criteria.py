@@ -20,12 +20,14 @@ import bisect
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from typing_extensions import TypedDict
 
 from ...core import Architecture
 from ...costs import budget as costs
@@ -121,8 +123,14 @@ def chosen(run: Run, original: Original, budget: Budget, criterion: str, setting
         plan.check_window(plan.outside(budget, reached)[1], reached)
         return {"format": 1, "criterion": criterion, **own, "kept": kept}
 
-    kept: Kept = plan.once(run, DESCRIPTION, description)["kept"]
+    kept: Kept = plan.once(run, DESCRIPTION, description, Pruned)["kept"]
     return kept
+
+
+class Pruned(TypedDict):
+    """What a cut network keeps: layer -> sides -> channels."""
+
+    kept: dict[str, dict[str, list[Annotated[int, Ge(0)]]]]
 
 
 def pruned(original: Original, kept: Kept) -> tuple[nn.Module, Architecture | None]:

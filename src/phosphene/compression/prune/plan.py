@@ -13,10 +13,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from ...core import Architecture
 from ...costs import budget as costs
@@ -32,7 +33,8 @@ from ...searches.evolution import Population
 from ...searches.spos import PathSampling
 from ...searches.supernet.score_cache import Calibrated, Ranked, cropped
 from ...settings import OUTSIDE, Ge, Gt, RunSettings, Settings
-from ...storage.typed import read_json, write_json
+from ...storage import typed
+from ...storage.typed import write_json
 from ...teachers.teacher import Teacher, TeacherInput, TestData
 from ...training.recipes import Length, Mixup, Sgd, Temperature
 
@@ -181,6 +183,13 @@ def check_window(missed: str, figures: dict[str, float]) -> None:
 # -- measured times ---------------------------------------------------------------------------------------------------
 
 
+class Times(TypedDict):
+    """`latency.json`: milliseconds of the original network and of the pruned one."""
+
+    whole_ms: float
+    ms: NotRequired[float]
+
+
 def milliseconds(net: nn.Module, shape: tuple[int, ...], timing: Timing, machine: Machine) -> float:
     """Time of a forward pass on `--on`."""
     batch = timing.latency_batch
@@ -197,14 +206,17 @@ def original_time(run: Run, teacher: Teacher, timing: Timing) -> float:
         taken = round(milliseconds(teacher.net, teacher.shape, timing, run.machine), 6)
         return {"whole_ms": taken, "on": timing.on, "batch": timing.latency_batch}
 
-    return float(once(run, TIMES, measured)["whole_ms"])
+    return float(once(run, TIMES, measured, Times)["whole_ms"])
 
 
-def once(run: Run, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The contents of a file in the run's folder; the first process makes it where it is missing, the others wait."""
+def once(run: Run, name: str, make: Callable[[], dict[str, Any]], kind: type[Any] = dict[str, Any]) -> Any:
+    """The contents of a file in the run's folder; the first process makes it where it is missing, the others wait.
+
+    `kind`: what the file holds, see `storage.typed`.
+    """
     file = run.path / name
     if run.machine.rank == 0 and not file.is_file():
         write_json(file, make())
     if not run.estimating:
         run.machine.barrier()
-    return read_json(file)
+    return typed.read(file, kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from ...core import Architecture
 from ...costs import budget as costs
@@ -45,6 +46,12 @@ def searched(
     )
 
 
+class Chosen(TypedDict):
+    """`uniform.json`: the one share of all streams."""
+
+    option: int
+
+
 def uniform(run: Run, original: Original, space: WidthSpace, budget: Budget, settings: Uniform) -> Architecture:
     """The largest share within the bounds, the same in every stream; `uniform.json` keeps it."""
     prices = space.prices(costs.count)
@@ -63,7 +70,7 @@ def uniform(run: Run, original: Original, space: WidthSpace, budget: Budget, set
                 return {"share": space.decisions[0].options[option], "option": option}
         raise BudgetError("no width is narrow enough for the bounds; raise them")
 
-    return Architecture(space.spec, space.uniform(plan.once(run, "uniform.json", largest)["option"]))
+    return Architecture(space.spec, space.uniform(plan.once(run, "uniform.json", largest, Chosen)["option"]))
 
 
 def widest(space: WidthSpace) -> Architecture:

@@ -31,7 +31,7 @@ from ... import spaces
 from ...core import Batch, Choices, SearchSpace
 from ...data.augment import View
 from ...data.dataset import ImageDataset, batches
-from ...errors import DatasetError, RunError, SettingsError, TeacherError
+from ...errors import DatasetError, NotFinite, RunError, SettingsError, TeacherError
 from ...models import weights
 from ...runtime.machine import Machine
 from ...runtime.machine import machine as decide_machine
@@ -308,7 +308,11 @@ class Evaluator:
         """Means over all images."""
         output, target = torch.cat(outputs).float(), torch.cat(targets)
         kl = -divergence(output, target, self.temperature, self.task)  # 0 at best
-        return Figures(kl, SCORES[self.task](output, Batch(output, target)))
+        figures = Figures(kl, SCORES[self.task](output, Batch(output, target)))
+        if not all(map(math.isfinite, figures)):
+            remedy = "look at the supernet's weights, the targets and --temperature"
+            raise NotFinite(f"a candidate's score is not finite (−KL {kl:g}, accuracy {figures.accuracy:g}); {remedy}")
+        return figures
 
 
 def canonical(space: SearchSpace, choices: Choices) -> Choices:

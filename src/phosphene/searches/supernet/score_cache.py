@@ -15,9 +15,10 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
 import torch
+from typing_extensions import TypedDict
 
 from ...core import Choices, SearchSpace
 from ...data.dataset import ImageDataset
@@ -25,7 +26,7 @@ from ...errors import RunError
 from ...runtime.machine import Machine
 from ...runtime.parallel import Call, Jobs, shared_out, side_by_side
 from ...settings import Ge, Gt, Settings
-from ...storage import whole
+from ...storage import typed, whole
 from .data import number, parts
 from .early_stopping import EarlyRejection, Reference
 from .evaluator import By, Evaluator, EvaluatorSetup, Figures, Staged, canonical
@@ -102,6 +103,21 @@ class Ranking(Ranked, Scoring):
 def cropped(images: ImageDataset, shape: Sequence[int]) -> int | None:
     """The side of the center crop for a network of this input shape; None: the images have this size."""
     return None if tuple(images.card.shape[1:]) == tuple(shape[1:]) else int(shape[1])
+
+
+class Measured(TypedDict):
+    """Figures in a line of the journal."""
+
+    kl: float
+    accuracy: float
+
+
+class Scored(Measured):
+    """A line of the journal."""
+
+    options: list[int]
+    first: NotRequired[Measured]
+    stopped_early: NotRequired[bool]
 
 
 class ScoreCache:
@@ -280,8 +296,8 @@ def _line(key: Key, entry: Entry) -> str:
     return json.dumps(line) + "\n"
 
 
-def _entry_of(line: dict[str, Any]) -> Entry:
-    partial = Figures(**line["first"]) if "first" in line else None
+def _entry_of(line: Scored) -> Entry:
+    partial = Figures(line["first"]["kl"], line["first"]["accuracy"]) if "first" in line else None
     return Entry(Figures(line["kl"], line["accuracy"]), partial, line.get("stopped_early", False))
 
 
@@ -294,12 +310,8 @@ def _read(journal: Path, names: Sequence[str]) -> dict[Key, Entry]:
     if len(complete) < len(content):
         with open(journal, "r+b") as file:
             file.truncate(len(complete))
-    entries = {}
-    try:
-        for line in map(json.loads, complete.decode().splitlines()):
-            entries[tuple(int(option) for option in line["options"])] = _entry_of(line)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{journal} is no journal of scores ({error!r}); remove it and run again") from error
+    scored = typed.lines(journal, Scored, RunError, "remove it and run again")
+    entries = {tuple(line["options"]): _entry_of(line) for line in scored}
     if any(len(key) != len(names) for key in entries):
         raise RunError(f"{journal} has scores of another space; name another --out")
     return entries
