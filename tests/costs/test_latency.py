@@ -14,7 +14,7 @@ from phosphene.costs import budget as costs
 from phosphene.costs import latency
 from phosphene.costs.budget import Budget
 from phosphene.costs.latency import Stopwatch, bind
-from phosphene.errors import BudgetError, MissingExtra, RunError, SettingsError
+from phosphene.errors import BudgetError, MissingExtra, SettingsError
 from phosphene.runtime.machine import Machine
 from phosphene.searches.latency import measure
 
@@ -109,9 +109,16 @@ def test_settings_outside_their_range_are_named(settings: dict, flag: str, tmp_p
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    for content, error in [("{}", SettingsError), ('{"format": 2, "measured": {}}', SettingsError), ("[", RunError)]:
+    for content, says in [
+        ("{}", "format is missing"),
+        ('{"format": 2, "measured": {}}', "format"),
+        ("[", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ('{"format": 1, "measured": {"cpu": {"conv": -1}}}', "measured.cpu.conv"),
+        ('{"format": 1, "measured": {"cpu": {"conv": "fast"}}}', r"measured\.cpu\.conv .*'fast'"),
+    ]:
         (tmp_path / "t.json").write_text(content)
-        with pytest.raises(error, match=r"t\.json"):
+        with pytest.raises(SettingsError, match=rf"t\.json.*{says}.*--latency-table"):
             Stopwatch(table=tmp_path / "t.json")
 
 

@@ -179,7 +179,7 @@ def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="another space"):
         cache_of(tmp_path)
     (tmp_path / "scores.jsonl").write_text("hello\n")
-    with pytest.raises(RunError, match="no journal"):
+    with pytest.raises(RunError, match="line 1 is damaged"):
         cache_of(tmp_path)
 
 

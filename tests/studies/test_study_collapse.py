@@ -89,11 +89,11 @@ def test_what_is_no_finished_search_is_named(tmp_path: Path) -> None:
     trained = searched(tmp_path / "trained", [1], stage="train")
     drawn = searched(tmp_path / "drawn", [])
     torn = searched(tmp_path / "torn", [1])
-    (torn / "metrics.jsonl").write_text("{")
+    (torn / "metrics.jsonl").write_text("{\n")
     for folder, said in ((going, "no finished search"), (trained, "no finished search"), (drawn, "no genotypes")):
         with pytest.raises(RunError, match=f"{folder.name}.*{said}"):
             study.collapse(runs=[str(folder)], out=tmp_path / f"of-{folder.name}")
-    with pytest.raises(RunError, match=r"metrics.jsonl cannot be read"):
+    with pytest.raises(RunError, match=r"metrics.jsonl, line 1"):
         study.collapse(runs=[str(torn)], out=tmp_path / "of-torn")
     with pytest.raises(RunError, match="nowhere is no run folder"):
         study.collapse(runs=["nowhere"])
