@@ -43,7 +43,8 @@ class Metrics:
     def append(self, line: dict[str, Any]) -> None:
         """One more line; what is NaN becomes null."""
         text = json.dumps(defined(line)) + "\n"
-        self._file.write(text)
+        with whole.storing(self._path):
+            self._file.write(text)
         self._parts.append(text)
 
     def flush(self) -> None:
