@@ -10,8 +10,14 @@ import pytest
 from click.testing import CliRunner
 
 from phosphene import cli, commands
+from phosphene.compression import target
+from phosphene.compression.quantize import methods as methods_of_bits
+from phosphene.costs.budget import Budget
+from phosphene.data import concat
+from phosphene.data.card import read_size
 from phosphene.errors import SettingsError, shown
 from phosphene.limits import LIMITS
+from phosphene.searches import sizes
 from phosphene.settings import (
     OUTSIDE,
     Changes,
@@ -27,6 +33,7 @@ from phosphene.settings import (
     of_class,
     settings,
 )
+from phosphene.synthesis.inversion import plan
 
 
 class Sgd(Settings, heading="SGD of the weights"):
@@ -328,3 +335,48 @@ def test_a_batch_of_none_is_refused_before_anything_is_measured(batch):
         assert done.exit_code == 2 and f"--batch must be at least 1 (got {batch})" in done.output
     with pytest.raises(SettingsError, match="--batch must be at least 1"):
         commands.function("evaluate")("digits", data="digits", batch=batch)
+
+
+NUMBERS_IN_TEXTS = [
+    "nan",
+    "inf",
+    "-1",
+    "1e400",
+    "x",
+    "9" * 5000,
+    "1,,2",
+    "1x2x3",
+    "10000000000000",
+    "²",
+    "a\nb",
+    "0/0",
+    "~nan",
+]
+
+
+@pytest.mark.parametrize("text", NUMBERS_IN_TEXTS, ids=range(len(NUMBERS_IN_TEXTS)))
+def test_numbers_in_texts_are_checked_where_they_are_read(text):
+    """A text is read, or it is a `SettingsError` that names its flag; nothing else."""
+    readers = {
+        "--params": lambda: Budget.parse(params=text),
+        "--latency": lambda: target.read(None, {"latency": text}),
+        "--target": lambda: target.read(f"macs<{text}", {}),
+        "--size": lambda: read_size(text),
+        "--shares": lambda: concat._shares(text, 2),
+        "--depths": lambda: sizes._depths(text),
+        "--layer-bits": lambda: methods_of_bits._width(f"conv={text}"),
+        "--canvas": lambda: plan.sides("--canvas", text, (32, 32)),
+    }
+    for flag, read in readers.items():
+        large, narrow = flag in ("--params", "--latency", "--target"), flag == "--layer-bits"
+        if (large and text == "10000000000000") or (narrow and text == "0/0"):
+            continue  # a bound that everything keeps; bits that the quantizer refuses
+        with pytest.raises(SettingsError, match="--"):
+            read()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400, (1, "x"), (float("nan"), 3), {}])
+def test_bounds_from_python_are_finite_numbers(value):
+    with pytest.raises(SettingsError, match="--macs"):
+        Budget.parse(macs=value)
+    assert Budget.parse(macs=(1e6, float("inf"))).macs == (1e6, float("inf"))

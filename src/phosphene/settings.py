@@ -115,7 +115,8 @@ class Setting:
         if isinstance(value, str | Path) or type(value).__module__ != "builtins":
             return True
         others = {get_origin(one) or one for one in _alternatives(hint)}
-        return (number and bool(others & {int, float})) or (isinstance(value, list | tuple) and Sequence in others)
+        counted = isinstance(value, numbers.Integral) and int in others
+        return (number and (counted or float in others)) or (isinstance(value, list | tuple) and Sequence in others)
 
     def check_bounds(self, value: Any) -> None:
         """Raise `SettingsError` where a number is out of bounds or not finite, or a text is none of the options."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Choices, SearchSpace
-from ..errors import BudgetError, SettingsError
+from ..errors import BudgetError, SettingsError, shown
 from .tables import NOTHING, Clock, Prices, input_shape, prices
 
 if TYPE_CHECKING:
@@ -136,8 +136,15 @@ def window(text: str | float | Sequence[float] | None, flag: str) -> Window | No
         sign, *numbers = match.groups()
         values = [float(n) * UNITS[u] for n, u in zip(numbers[::2], numbers[1::2], strict=True) if n is not None]
         low, high = values if len(values) == 2 else (values[0], math.inf) if sign == ">=" else (0.0, values[0])
+        endless = sign == ">="
     else:
-        low, high = (0.0, float(text)) if isinstance(text, (int, float)) else map(float, text)
+        try:
+            low, high = (0.0, float(text)) if isinstance(text, (int, float)) else map(float, text)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise SettingsError(f"{flag} {shown(text)} is no number, nor two") from error
+        endless = not isinstance(text, (int, float))
+    if not (low < math.inf and (high < math.inf or (endless and high == math.inf))):
+        raise SettingsError(f"{flag} {shown(text, str)} is no finite number")
     if low > high:
         raise SettingsError(f"{flag} {text!r} has its bounds the wrong way round; put the smaller one first")
     return low, high

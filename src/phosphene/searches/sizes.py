@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from .. import spaces
 from ..core import Architecture, SearchSpace
 from ..data.dataset import Augmentation, ImageDataset
-from ..errors import RunError, SettingsError
+from ..errors import RunError, SettingsError, shown
+from ..limits import CELLS
 from ..settings import Ge, Gt, Settings
 from .supernet import facts
 
@@ -168,9 +169,14 @@ def _stem(sizes: FinalSizes) -> dict[str, str]:
 
 def _depths(text: str) -> list[int]:
     try:
-        return [int(part) for part in str(text).split(",")]
+        depths = [int(part) for part in str(text).split(",")]
     except ValueError as error:
-        raise SettingsError(f"--depths {text} is not whole numbers with commas between, like 2,3,3") from error
+        raise SettingsError(
+            f"--depths {shown(text, str)} is not whole numbers with commas between, like 2,3,3"
+        ) from error
+    if min(depths) < 1 or max(depths) > CELLS:
+        raise SettingsError(f"--depths {shown(text, str)}: every stage has 1 to {CELLS} layers")
+    return depths
 
 
 def _widened(name: str, factor: float | None) -> dict[str, Any]:

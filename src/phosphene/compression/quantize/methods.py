@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from ...core import Architecture
 from ...data.dataset import ImageDataset
-from ...errors import SettingsError
+from ...errors import SettingsError, shown
 from ...settings import OUTSIDE, Ge, Gt, Le, RunSettings, Settings
 from ...synthesis.generator.latents import LabelMixing
 from ...synthesis.generator.loss import BalancedReconstruction, LowPass, ViewSettings
@@ -50,8 +50,10 @@ def _width(text: str) -> tuple[str, int, int]:
     """``NAME=4`` -> (name, 4, 4); ``NAME=4/8`` -> (name, 4, 8)."""
     name, _, bits = text.rpartition("=")
     weight, _, activation = bits.partition("/")
-    if not name or not weight.isdigit() or not (activation or "0").isdigit():
-        raise SettingsError(f"--layer-bits {text} is not NAME=BITS or NAME=WEIGHT/ACTIVATION, like conv1=4/8")
+    if not name or not weight.isdecimal() or not (activation or "0").isdecimal() or len(bits) > 5:
+        raise SettingsError(
+            f"--layer-bits {shown(text, str)} is not NAME=BITS or NAME=WEIGHT/ACTIVATION, like conv1=4/8"
+        )
     return name, int(weight), int(activation or weight)
 
 

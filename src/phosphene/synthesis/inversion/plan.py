@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import numpy as np
 
-from ...errors import SettingsError
+from ...errors import SettingsError, shown
+from ...limits import SIDE
 from ...teachers.teacher import Teacher
 from .presets import Inversion
 
@@ -70,13 +71,14 @@ def sides(flag: str, text: str | int, of: Sides) -> Sides:
         if not text:
             return of
         if "/" in text or text == "1":
-            return round(of[0] * Fraction(text)), round(of[1] * Fraction(text))
-        height, _, width = text.lower().partition("x")
-        pair = int(height), int(width or height)
+            pair = round(of[0] * Fraction(text)), round(of[1] * Fraction(text))
+        else:
+            height, _, width = text.lower().partition("x")
+            pair = int(height), int(width or height)
     except (ValueError, ZeroDivisionError) as error:
-        raise SettingsError(f"{flag} {text} is not a side; write 40, 40x48 or a ratio like 5/4") from error
-    if min(pair) < 1:
-        raise SettingsError(f"{flag} {text} is not a side; write 40, 40x48 or a ratio like 5/4")
+        raise SettingsError(f"{flag} {shown(text, str)} is not a side; write 40, 40x48 or a ratio like 5/4") from error
+    if min(pair) < 1 or max(pair) > SIDE:
+        raise SettingsError(f"{flag} {shown(text, str)} is not a side of 1 to {SIDE} pixels; write 40, 40x48 or 5/4")
     return pair
 
 
