@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import DatasetError
+from ...errors import DatasetError, is_memory
 from ...runtime.progress import Progress
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -47,4 +47,6 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(BLOCK):
                 yield block
     except OSError as error:
+        if is_memory(error):
+            raise
         raise DatasetError(f"{path} cannot be read ({error.strerror or error}); mend or remove it") from error
