@@ -529,6 +529,19 @@ def test_an_export_goes_on_where_it_was_stopped(
     assert export(data, out=tmp_path / "x")["images"] == 60 and len(saved) == 60, "it is recognised"
 
 
+def test_traces_of_a_kill_at_the_end_go(tmp_path: Path) -> None:
+    data = ImageDataset.from_arrays(CIFAR, labels=LABELS)
+    data.save(tmp_path / "d")
+    export(data, out=tmp_path / "x")
+    for folder in (tmp_path / "d", tmp_path / "x"):
+        before = contents(folder)
+        (folder / ".lock").touch()
+        (folder / ".holder.json").write_text("{}")
+        assert contents(folder) != before
+        data.save(folder) if folder.name == "d" else export(data, out=folder)
+        assert contents(folder) == before
+
+
 def test_an_unlabelled_export_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="neither labels nor logits"):
         export(ImageDataset.from_arrays(CIFAR, classes=3), out=tmp_path / "x")

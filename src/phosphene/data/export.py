@@ -49,7 +49,9 @@ def export(
         raise DatasetError(f"images of {data.card.shape[0]} channels have no PNG; read {data.path}/images.npy instead")
     files = _files(data)
     _check(out, data)
-    if not all((out / file).exists() for file in (TABLE, *files)):
+    if all((out / file).exists() for file in (TABLE, *files)):
+        lock.clear(out)
+    else:
         with alone_in(out):
             _begin(out, data)
             _write_pictures(data, out, files)

@@ -109,7 +109,10 @@ class Writer:
     @staticmethod
     def is_there(folder: Path, card: Card, count: int) -> bool:
         """Whether the folder holds this very data set, finished; raises `DatasetError` when it is another one."""
-        return _finished(folder, dataclasses.replace(card, count=count))
+        there = _finished(folder, dataclasses.replace(card, count=count))
+        if there:
+            lock.clear(folder)
+        return there
 
     @property
     def done(self) -> set[int]:
@@ -242,6 +245,8 @@ def _begin(folder: Path, card: Card, shapes: dict[str, Spec]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     if _finished(folder, card):
         return
+    for file in filter(whole.unfinished, folder.iterdir()):
+        file.unlink(missing_ok=True)
     journals = _journals(folder)
     if not journals:
         _refuse_foreign(folder, shapes)
