@@ -61,10 +61,15 @@ RUNS = {
     "zeroq": "quantize zeroq digits --data stock/made/out --images 20",
     "inversion": "quantize inversion digits --data stock/made/out --images 20 --steps 6 --batch 8 --warmup 2",
     "gdfq": "quantize gdfq digits --scale .25 --steps 6 --batch 8 --warmup 2 --images 16",
+    "quantized-beside": "quantize autorecon digits --scale .25 --steps 4 --batch 8 --warmup 2 --images 16",
+    "best": "quantize best digits --data stock/made/out --steps 4 --batch 8 --warmup 2 --images 16",
     "distilled": "distill data digits cifar-resnet8 --data stock/made/out --steps 6 --batch 8",
     "fast": "distill fast digits cifar-resnet8 --epochs 2 --iterations 2 --student-steps 2 --batch 8",
     "dfad": "distill dfad digits cifar-resnet8 --epochs 2 --iterations 2 --batch 8",
+    "dafl": "distill dafl digits cifar-resnet8 --epochs 2 --iterations 2 --batch 8 --scale .25",
+    "searched": "distill autorecon digits cifar-resnet8 --epochs 2 --iterations 2 --batch 8 --scale .25",
     "magnitude": "prune magnitude digits --data stock/made/out --macs 50% --steps 4 --batch 8",
+    "group-norm": "prune group-norm digits --data stock/made/out --macs 50% --steps 4 --batch 8",
     "uniform": "prune uniform cifar-resnet8 --checkpoint stock/student/out/weights.safetensors --mean .3056 "
     "--std .3759 --size 8 --data stock/made/out --macs 50% --steps 4 --batch 8",
     "metapruning": "prune metapruning cifar-resnet8 --checkpoint stock/student/out/weights.safetensors --mean .3056 "
