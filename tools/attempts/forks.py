@@ -64,6 +64,9 @@ class Job:
         return (self.folder / f"{self.name}.{kind}").read_text(errors="replace")
 
 
+_at_exit: list[Callable[[], Any]] = []  # what the package does at the end of a process
+
+
 def preload() -> None:
     """Import the package and what it imports late, so that children need not; nothing is computed, no thread begins."""
     import torch
@@ -74,6 +77,7 @@ def preload() -> None:
     for module in pkgutil.walk_packages(phosphene.__path__, "phosphene."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+    _at_exit.append(importlib.import_module("phosphene.storage.lock")._leave)
     for name in OTHERS:
         with contextlib.suppress(Exception):  # an extra that is missing, or does not fit the others
             importlib.import_module(name)
@@ -118,6 +122,9 @@ def start_real(job: Job) -> int:
 
 
 def _become(job: Job) -> None:
+    atexit._clear()  # of all that was imported: it takes longer than many a command
+    for leave in _at_exit:
+        atexit.register(leave)
     os.setsid()
     os.chdir(job.inside or job.folder)
     tempfile.tempdir = None
