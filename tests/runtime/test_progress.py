@@ -89,3 +89,13 @@ def test_elsewhere_a_line_now_and_then_with_whole_numbers(capsys, monkeypatch):
     Progress("train", 10, 0).update(5, {})
     Progress("train", 10, 0, quiet=True).update(5, {})
     assert capsys.readouterr().err == ""
+
+
+def test_codes_for_a_terminal_in_a_name_are_spelt_out(capsys):
+    say("a\x1b[31mb\r\u202ec\nd")
+    assert capsys.readouterr().err == "a\\x1b[31mb\n\\u202ec\nd\n"  # a return ends a line
+    shown = Progress("x\x1b[2J\ny", 10, 0)
+    shown.terminal, shown.every = False, 0.0
+    shown.update(5, {"loss": 1.0})
+    line = capsys.readouterr().err
+    assert "\x1b" not in line and len(line.splitlines()) == 1

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..errors import shown
+
 if TYPE_CHECKING:
     from rich import progress as rich_progress
 
@@ -23,6 +25,7 @@ BAR_EVERY = 0.2  # seconds between two states of the bar
 LINE_EVERY = 15.0  # seconds between lines where there is no terminal
 LINE_AMONG_OTHERS = 60.0  # and where several processes write to one
 LONGEST = 200  # letters of a line
+LETTERS = 10_000  # of a line of a message
 BAR = 16  # letters of the bar
 
 
@@ -31,7 +34,7 @@ class Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print the message."""
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(_printable(self.format(record)), file=sys.stderr, flush=True)
 
 
 def print_messages() -> None:
@@ -46,11 +49,16 @@ def say(text: str, level: int = logging.INFO) -> None:
     _send(MESSAGES, level, text)
 
 
+def _printable(text: str) -> str:
+    """The text with what a terminal would obey spelt out: a name in it may be anybody's."""
+    return "\n".join(shown(line, str, LETTERS) for line in text.splitlines()) if not text.isprintable() else text
+
+
 def _send(logger: logging.Logger, level: int, text: str) -> None:
     if logger.hasHandlers():
         logger.log(level, "%s", text, stacklevel=3)
     else:
-        print(text, file=sys.stderr, flush=True)
+        print(_printable(text), file=sys.stderr, flush=True)
 
 
 def _is_printed() -> bool:
@@ -64,7 +72,7 @@ class Progress:
     alone = True  # whether this process has the terminal for itself
 
     def __init__(self, title: str, total: int, done: int, *, quiet: bool = False) -> None:
-        self.title, self.total, self.first = title, total, done
+        self.title, self.total, self.first = shown(title, str), total, done
         self.started = self.shown = time.monotonic()
         self.quiet = quiet
         self.terminal = sys.stderr.isatty() and self.alone and _is_printed()
