@@ -11,9 +11,21 @@ import numpy as np
 import pytest
 
 import campaign
-from attempts import judge, mutations, record
+from attempts import judge, mutations, record, stock
 from attempts.forks import Ended
+from phosphene import commands
 from phosphene.recipes import results
+
+NOT_ATTACKED = {
+    "demo": "the chain of others, minutes long",
+    "quantize dfc": "its images take half a minute; the fine-tuning is that of `quantize best`",
+    **dict.fromkeys(("quantize", "distill", "prune"), "a choice among its methods"),
+}
+
+
+def test_every_command_is_attacked() -> None:
+    """A new command needs a line in `tools/attempts/stock.py`."""
+    assert {stock.command(name) for name in stock.RUNS} == {*commands.COMMANDS} - {*NOT_ATTACKED}
 
 
 def ended(status: int = 0, errors: str = "", output: str = "", **more: object) -> Ended:

@@ -45,6 +45,7 @@ def test_damaged_files(reader: readers.Reader, seed: int, place: Path) -> None:
         assert end.error is None and end.status in (0, 1, 2), told
         assert not re.search(r"\b(NaN|Infinity)\b", end.output.splitlines()[-1] if end.status == 0 else ""), told
         assert not judge.undefined(here / "out"), told
+        assert not (here / "ESCAPED").exists(), told
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import struct
 import warnings
@@ -329,6 +330,13 @@ def hostile_pickle(content: bytes, random: Random) -> bytes:
     return random.choice(things)
 
 
+class Calls:
+    """Unpickled, it would run a command."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch ESCAPED",)
+
+
 def hostile_checkpoint(content: bytes, random: Random) -> bytes:
     """A file of torch.save of odd things: one that holds itself, no tensors, NaN, objects, deep."""
     import torch
@@ -354,6 +362,8 @@ def hostile_checkpoint(content: bytes, random: Random) -> bytes:
         {"model": [torch.zeros(2)]},
         {"w": torch.zeros(2, dtype=torch.complex64)},
         {"w": torch.zeros(3).to_sparse()},
+        {"w": Calls()},
+        Calls(),
     )
     written = io.BytesIO()
     torch.save(random.choice(things), written)

@@ -100,12 +100,18 @@ READERS = (
     ),
     Reader("run subject --out out --device cpu --precision fp32 --json", "files/small.toml"),
     Reader("run stock/files/small.toml --out subject --device cpu --precision fp32 --json", "recipe/out"),
+    Reader(f"study consistency --truth subject --proxy params --proxy layers --channels 2 {OUT}", "files/truth.json"),
+    Reader(
+        f"quantize autorecon digits --generator subject --steps 2 --batch 8 --warmup 1 --images 8 {OUT}",
+        "generator/out",
+    ),
     Reader("results --folder subject --page page.md --json", "files/results"),
     *(
         Reader("report subject --out page.html --json", f"{n}/out")
         for n in ("darts", "spos", "made", "trained", "rtn", "pareto", "difficulty", "recipe", "magnitude")
     ),
 )
+SUMS = "checksums.json"
 PICTURES = (".png", ".svg", ".html")
 
 
@@ -116,9 +122,14 @@ def attempt(made: Attempt, times: dict[str, float]) -> str:
     file = made.random.choice(files(subject))
     before = _bytes(file)
     done = mutations.damage(file, made.random)
+    if (subject / SUMS).exists() and made.random.random() < 0.3:  # as folders of before were, and as an attacker does
+        (subject / SUMS).unlink()
+        done += ", without checksums"
     relative = file.relative_to(made.folder)
     made.what = f"{relative} of {reader.of}: {done}"
     ended = made.run(words, SECONDS)
+    if (made.folder / "ESCAPED").exists():
+        return "a file was executed"
     told = judge.problem(ended) or judge.undefined(made.folder / "out")
     if (
         not told
@@ -169,7 +180,7 @@ def _bytes(file: Path) -> bytes | None:
 
 def _ours(file: Path, subject: Path) -> bool:
     """Whether this is an artifact that carries a checksum."""
-    return subject.is_dir() and file.suffix in (".npy", ".safetensors") and file.is_file()
+    return (subject / SUMS).exists() and file.suffix in (".npy", ".safetensors") and file.is_file()
 
 
 def _is_read(file: Path, words: list[str], made: Attempt) -> bool:

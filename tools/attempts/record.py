@@ -24,7 +24,7 @@ FAILURES = {  # what a problem begins with -> what it counts as
     "damaged weights or arrays that went unnoticed": r"unnoticed",
     "stuck processes": r"stuck",
     "signals that nobody sent": r"signal",
-    "files written outside of --out": r"wrote outside",
+    "files written outside of --out, or executed": r"wrote outside|a file was executed",
     "messages that are no single line": r"no message of one line|a message of",
     "other ends": r"",
 }

@@ -206,7 +206,9 @@ def make_files(folder: Path) -> None:
     (folder / "small.toml").write_text(RECIPE)
     (folder / "factory.py").write_text(FACTORY)
     (folder / "archs.txt").write_text("111\n222\n121\n")
-    (folder / "truth.json").write_text(json.dumps({"111": 90.0, "222": 91.0, "121": 92.0}))
+    (folder / "truth.json").write_text(
+        json.dumps({"00112102": 90.0, "22110021": 91.0, "12121212": 92.0, "20202020": 88.5})
+    )
     (folder / "names.txt").write_text("\n".join(f"name {k}" for k in range(10)))
     (folder / "results").mkdir()
     (folder / "results" / "one-smoke.json").write_text(json.dumps(RESULT))
