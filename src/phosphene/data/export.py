@@ -44,7 +44,7 @@ def export(
     Example:
         phosphene dataset export d --out folders
     """
-    data, out = ImageDataset.open(data), settings.out
+    data, out = ImageDataset.open(data), Path(settings.out)
     if data.card.shape[0] not in (1, 3):
         raise DatasetError(f"images of {data.card.shape[0]} channels have no PNG; read {data.path}/images.npy instead")
     files = _files(data)

@@ -71,7 +71,7 @@ def import_(
         class_names=None if names is None else list(names),
         recipe=recipe | raw.about,
     )
-    return _write(raw, card, settings.out or Path("runs") / f"import-{name}")
+    return _write(raw, card, Path(settings.out or Path("runs") / f"import-{name}"))
 
 
 def _check(raw: RawImages, source: str, split: str | None) -> None:
@@ -164,4 +164,4 @@ def subset(
     )
     recipe = {"subset_of": original.card.name, "fingerprint": original.fingerprint, "images": images, "seed": seed}
     part.card = replace(part.card, name=name, recipe={**part.card.recipe, **recipe})
-    return part.save(settings.out or Path("runs") / f"subset-{name}")
+    return part.save(Path(settings.out or Path("runs") / f"subset-{name}"))
