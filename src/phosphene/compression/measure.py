@@ -18,7 +18,7 @@ from ..data.dataset import ImageDataset
 from ..drawing.figure_style import COLOURS, INK, figure, save_picture
 from ..errors import DatasetError
 from ..evaluation.metrics import measures, multi_label
-from ..storage import typed
+from ..storage import checksums, typed
 from ..storage.typed import write_json
 from ..teachers.teacher import Teacher
 from .export import safetensors
@@ -53,7 +53,9 @@ class Stage:
     @property
     def content(self) -> bytes:
         """The file."""
-        return self.exported.file.read_bytes()
+        file = self.exported.file
+        checksums.verify(file.parent, file.name, remedy="remove that folder and run the same command again")
+        return file.read_bytes()
 
     @property
     def format(self) -> str:

@@ -193,7 +193,11 @@ def _not_finite(tensors: Mapping[str, object]) -> Iterator[tuple[str, int]]:
 
 
 def fit(net: nn.Module, weights: dict[str, Tensor], name: str) -> None:
-    """Load all weights, in the network's precision; raises `TeacherError` with up to ten names of each mismatch."""
+    """Load all weights, in the network's precision; `name` is what errors call them.
+
+    Raises:
+        TeacherError: with up to ten names of each mismatch, or of the first weight that is not finite.
+    """
     own = net.state_dict()
     shared = [key for key in own if key in weights]
     missing = [key for key in own if key not in weights and key.rsplit(".", 1)[-1] not in COUNTERS]
@@ -211,9 +215,9 @@ def fit(net: nn.Module, weights: dict[str, Tensor], name: str) -> None:
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", other), ("of another type", kind))
     if any(names for _, names in kinds):
         parts = [f"{len(names)} {kind}: {_ten(names)}" for kind, names in kinds if names]
-        raise TeacherError(f"--checkpoint {name} does not fit the network. " + ". ".join(parts))
+        raise TeacherError(f"{name} does not fit the network. " + ". ".join(parts))
     net.load_state_dict(weights, strict=False)
-    check(net.state_dict(), f"--checkpoint {name}")
+    check(net.state_dict(), name)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

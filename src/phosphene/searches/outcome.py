@@ -23,6 +23,7 @@ from ..costs.budget import Budget
 from ..costs.tables import input_shape
 from ..data.dataset import Augmentation, ImageDataset
 from ..drawing.figure_style import save_picture
+from ..errors import RunError
 from ..losses import OBJECTIVES
 from ..runtime.machine import Machine
 from ..runtime.machine import machine as decide_machine
@@ -30,7 +31,7 @@ from ..runtime.progress import say
 from ..runtime.run import Run
 from ..settings import Changes
 from ..spaces.darts.drawing import draw_cells
-from ..storage import typed, whole
+from ..storage import arrays, typed, whole
 from . import notation, operations
 from .settings import (
     MixedSettings,
@@ -226,7 +227,7 @@ def _write(path: Path, searched: SearchSpace, final: SearchSpace, architecture: 
     elif hasattr(final, "draw"):
         final.draw(architecture.choices, path / "architecture.png")
     if (path / "alphas.npy").exists():
-        plot(np.load(path / "alphas.npy"), searched, path / "alphas.png")
+        plot(np.asarray(arrays.mapped(path / "alphas.npy", RunError, "search again")), searched, path / "alphas.png")
 
 
 def plot(history: np.ndarray, space: SearchSpace, path: Path) -> None:

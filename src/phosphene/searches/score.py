@@ -146,7 +146,11 @@ def _is_list(path: Path) -> bool:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "give a text file with one architecture a line"
+        raise SettingsError(f"{path} cannot be read ({error}); {remedy}") from error
 
 
 def _choices(text: str, space: Any) -> Choices:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from .. import models
 from ..core import Choices, Decision, Gates
-from ..errors import ArchitectureError
+from ..errors import ArchitectureError, is_memory, shown
 from ..models.cifar_resnet import ZeroPad
 
 
@@ -109,8 +109,11 @@ def cut(net: nn.Module, kept: Kept) -> nn.Module:
                 _parameter(net.get_submodule(owner), own, sides["outputs"])
                 continue
             _cut(net, name, net.get_submodule(name), sides.get("inputs"), sides.get("outputs"))
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-            raise ArchitectureError(f"layer {name!r} cannot be cut as described ({error})") from error
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if is_memory(error):
+                raise
+            why = shown(error, str)
+            raise ArchitectureError(f"layer {shown(name)} cannot be cut as described ({why})") from error
     return net
 
 

@@ -20,7 +20,7 @@ from .. import plugins
 from ..data.card import Card, read_names, read_size
 from ..data.dataset import ImageDataset
 from ..data.formats import npz
-from ..errors import DatasetError, SettingsError, TeacherError
+from ..errors import DatasetError, SettingsError, TeacherError, shown
 from ..models.weights import check as check_weights
 from ..models.weights import digest, fit, head, stem
 from ..models.weights import read as read_weights
@@ -199,13 +199,13 @@ def load(
             raise TeacherError("this teacher is loaded already: leave out checkpoint, mean, std, size and the like")
         return teacher
     weights = read_weights(checkpoint) if checkpoint is not None else None
-    shown = type(teacher).__name__ if isinstance(teacher, nn.Module) else str(teacher)[:200]
-    with plugins.foreign(shown, TeacherError, "cannot be used as a trained network"):
+    called = type(teacher).__name__ if isinstance(teacher, nn.Module) else shown(teacher, str)
+    with plugins.foreign(called, TeacherError, "cannot be used as a trained network"):
         with torch.random.fork_rng(devices=[]):  # building initializes weights that are overwritten
             source = find(teacher, checkpoint is not None, channels)
             net = _build(source, weights, classes, channels)
         if weights is not None:
-            fit(net, weights, f"{checkpoint}")
+            fit(net, weights, f"--checkpoint {checkpoint}")
         elif not source.trained:
             raise TeacherError(f"{source.name} is a design without weights; give --checkpoint FILE")
         else:
@@ -420,7 +420,9 @@ def open_test(data: str | Path) -> ImageDataset:
         names = next((pair for pair in NPZ if pair[0] in stored.files and pair[1] in stored.files), None)
         if names is None:
             expected = ", ".join(" and ".join(pair) for pair in NPZ)
-            raise DatasetError(f"{path} has {', '.join(stored.files)}; one of these pairs is needed: {expected}")
+            raise DatasetError(
+                f"{path} has {shown(', '.join(stored.files), str)}; one of these pairs is needed: {expected}"
+            )
         images, labels = npz.member(stored, names[0]), npz.targets(npz.member(stored, names[1]), f"{path}:{names[1]}")
     if images.ndim not in (3, 4) or labels.ndim != 1 or not 0 < len(images) == len(labels):
         wanted = "(N, H, W), (N, H, W, C) or (N, C, H, W), and as many labels, at least one, are needed"

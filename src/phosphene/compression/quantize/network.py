@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import TypedDict
 
-from ...errors import SettingsError, TeacherError, is_memory
+from ...errors import SettingsError, TeacherError, is_memory, shown
 from ...models.weights import check as check_weights
 from ...storage import checksums, typed
 from ...storage import tensors as stored
@@ -287,7 +287,7 @@ def load_quantized(folder: Path | str, network: nn.Module) -> Quantized:
     except (KeyError, AttributeError, RuntimeError, TypeError, ValueError, IndexError) as error:
         if is_memory(error):
             raise
-        raise TeacherError(f"{folder} does not fit this network, or is damaged ({error})") from error
+        raise TeacherError(f"{folder} does not fit this network, or is damaged ({shown(error, str)})") from error
     known = {"format", "layers", "per_channel", "left_float", "folded"}
     notes = {name: value for name, value in about.items() if name not in known}
     names = tuple(row["layer"] for row in rows)

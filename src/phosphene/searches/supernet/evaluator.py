@@ -127,8 +127,9 @@ class Supernet(NamedTuple):
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
             net = space.supernet()
         try:
-            net.load_state_dict(weights.read(folder / "supernet.safetensors", "--supernet"))
-        except (RuntimeError, TeacherError) as error:
+            file = folder / "supernet.safetensors"
+            weights.fit(net, weights.read(file, "--supernet"), str(file))
+        except TeacherError as error:
             raise RunError(f"{folder / 'supernet.safetensors'} cannot be read ({error}); search again") from error
         return cls(space, net.eval(), facts)
 

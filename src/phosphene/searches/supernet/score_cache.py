@@ -227,7 +227,7 @@ class ScoreCache:
             entries = {key: entry for part in everyone for key, entry in part.items()}
         self.known |= entries
         if rank == 0:
-            with open(self.journal, "a") as file:
+            with whole.storing(self.journal), open(self.journal, "a") as file:
                 file.writelines(_line(key, entry) for key, entry in entries.items())
                 file.flush()
                 os.fsync(file.fileno())
