@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -325,3 +326,28 @@ def test_a_process_whose_neighbour_is_lost_says_so() -> None:
         for rank in ranks:
             rank.kill()
             rank.communicate()
+
+
+@pytest.mark.parametrize("stop", [("first", 1), ("second", 2)])
+def test_a_phase_that_one_rank_has_no_state_of_is_begun_and_logged_anew(tmp_path, fault, monkeypatch, stop):
+    """The other rank was killed before its first state, as this one's lines tell."""
+    two = replace(MACHINE, world=2)
+    asked: list[int] = []
+    for name, stands_for in (("barrier", lambda self: None), ("any", lambda self, flag: flag)):
+        monkeypatch.setattr(type(two), name, stands_for)
+    monkeypatch.setattr(type(two), "first", lambda self, work: work())
+
+    def gathered(self, value):
+        asked.append(len(value))
+        return [value, [] if len(asked) == 1 + (stop[0] == "second") else value]
+
+    monkeypatch.setattr(sys.modules[__name__], "machine", lambda *names: two)
+    monkeypatch.setattr(type(two), "gathered", lambda self, value: [value, value])
+    job(tmp_path / "whole")
+    fault(stop)
+    with pytest.raises(Fault):
+        job(tmp_path / "lost")
+    monkeypatch.setattr(Run, "after_step", None)
+    monkeypatch.setattr(type(two), "gathered", gathered)
+    job(tmp_path / "lost")
+    assert files(tmp_path / "lost") == files(tmp_path / "whole")

@@ -40,6 +40,12 @@ class Metrics:
         self._file.flush()
         self._parts = [text]
 
+    def forget(self, phase: str) -> None:
+        """Write the file as it was before the first line of a phase."""
+        lines, own = self.text.splitlines(keepends=True), f'{{"phase": {json.dumps(phase)},'
+        first = next((i for i, line in enumerate(lines) if line.startswith(own)), len(lines))
+        self.restore("".join(lines[:first]))
+
     def append(self, line: dict[str, Any]) -> None:
         """One more line; what is NaN becomes null."""
         text = json.dumps(defined(line)) + "\n"

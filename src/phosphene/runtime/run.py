@@ -272,6 +272,8 @@ class Run:
             return mine[max(mine)] if mine else None
         everyone = self.machine.gathered(sorted(mine))
         common = set(everyone[0]).intersection(*everyone[1:])
+        if mine and not common and self.machine.rank == 0:
+            self._logged().forget(phase)  # a process was lost before its first state: all begin the phase anew
         return mine[max(common)] if common else None
 
     def _read(self, path: Path) -> dict[str, Any] | None:
