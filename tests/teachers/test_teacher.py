@@ -483,13 +483,14 @@ def unspeakable(x, good):
 
 
 ANSWERS = {
-    "NaN": (lambda x, good: good * float("nan"), "logits of 1 of 1 images are NaN"),
-    "infinities": (lambda x, good: good - float("inf"), "logits of 1 of 1 images are NaN or infinite"),
-    "a tuple": (lambda x, good: (good, good), r"gives tuple for 1 images"),
+    "NaN": (lambda x, good: good * float("nan"), "logits of 5 of 5 images are NaN"),
+    "infinities": (lambda x, good: good - float("inf"), "logits of 5 of 5 images are NaN or infinite"),
+    "a tuple": (lambda x, good: (good, good), r"gives tuple for 5 images"),
     "nothing": (lambda x, good: None, "gives NoneType"),
-    "another shape": (lambda x, good: good[:, :2], r"gives \(1, 2\) for 1 images"),
-    "an exit": (leave, r"fails on 1 images: SystemExit: 3"),
-    "an error without words": (unspeakable, r"fails on 1 images: UnspeakableError"),
+    "another shape": (lambda x, good: good[:, :2], r"gives \(5, 2\) for 5 images"),
+    "some of the images": (lambda x, good: good[:3], r"gives \(3, 3\) for 5 images"),
+    "an exit": (leave, r"fails on 5 images: SystemExit: 3"),
+    "an error without words": (unspeakable, r"fails on 5 images: UnspeakableError"),
     "an unknown key": (lambda x, good: {}["key"], "KeyError"),
 }
 
