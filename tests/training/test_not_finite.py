@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from phosphene import models
 from phosphene.compression.distill.command import distill
 from phosphene.compression.prune.command import prune
 from phosphene.compression.quantize.command import quantize
@@ -72,6 +74,20 @@ def test_nothing_is_synthesized_from_a_network_without_numbers(tmp_path):
     with pytest.raises(TeacherError, match="--std nan"):
         synthesize("digits", std="nan", images=10, iterations=2, out=tmp_path / "a", **CPU)
     assert not (tmp_path / "a").exists()
+
+
+def test_images_that_lose_their_numbers_are_not_stored(tmp_path):
+    with pytest.raises(NotFinite, match=r"images has .* NaN"):
+        synthesize("digits", bn_weight=3e37, images=10, iterations=3, out=tmp_path / "a", **CPU)
+    assert not (tmp_path / "a" / "card.json").exists()
+
+
+def test_initial_weights_are_finite(data, tmp_path):
+    state = models.build("cifar-resnet8", 10, 1).state_dict()
+    state["conv1.weight"][0] = float("inf")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(TeacherError, match=r"--init .*conv1\.weight has 9 values that are NaN or infinite"):
+        train("cifar-resnet8", data=data, init=str(tmp_path / "w.safetensors"), steps=1, out=tmp_path / "a", **CPU)
 
 
 def test_networks_that_cannot_be_trained(data, tmp_path):

@@ -56,7 +56,9 @@ def read(init: str, arch: Architecture | nn.Module) -> Start:
         path = path / "weights.safetensors"
         if not path.is_file():
             raise SettingsError(f"--init {init} has no weights.safetensors: not a finished run of `phosphene train`")
-    return Start(Path(init).resolve().name, weights.read(path, "--init"))
+    tensors = weights.read(path, "--init")
+    weights.check(tensors, f"--init {path}")
+    return Start(Path(init).resolve().name, tensors)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import SettingsError, TeacherError
+from ...errors import NotFinite, SettingsError, TeacherError
 from ...losses import (
     bn_distance,
     competition,
@@ -31,6 +31,7 @@ from ...losses import (
 )
 from ...runtime.machine import Machine
 from ...runtime.run import Run
+from ...storage import finite
 from ...teachers.teacher import Teacher
 from .bn_statistics import Probe
 from .parametrization import Adam, Canvas, Fourier, Pixels, Range, numbered, windows
@@ -170,7 +171,8 @@ def synthesize_chain(
         t, k = divmod(step, recipe.per_round)  # round, and iteration of the round
         stage, i = stage_at(geometry, k)  # resolution, and iteration at that resolution
         if k == 0 and t > 0:
-            targets.copy_(finish(t - 1, best.images(canvas), targets, offsets))  # eq. 6: ŷ_{t-1} = M(X_{t-1})
+            done = sound(best.images(canvas), chain)
+            targets.copy_(finish(t - 1, done, targets, offsets))  # eq. 6: ŷ_{t-1} = M(X_{t-1})
         if k == 0 and not (t > 0 and recipe.warm_start):
             canvas.redraw(numbers)  # every round begins with new noise
         if i == 0:
@@ -191,7 +193,15 @@ def synthesize_chain(
         if step % LOG_EVERY == 0 or k == recipe.per_round - 1:
             run.log(loss=loss, **terms)
     if not run.estimating:
-        finish(recipe.rounds - 1, best.images(canvas), targets, offsets)
+        finish(recipe.rounds - 1, sound(best.images(canvas), chain), targets, offsets)
+
+
+def sound(images: Tensor, chain: int) -> Tensor:
+    """The images of a round as they are; raises `NotFinite` where they have lost their numbers."""
+    if bad := finite.first_bad({"images": images}):
+        remedy = "lower --lr and the weights of the loss, and name another --out"
+        raise NotFinite(f"synthesize chain-{chain}: {bad}; {remedy}")
+    return images
 
 
 class Best:
