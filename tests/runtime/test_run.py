@@ -351,3 +351,15 @@ def test_a_phase_that_one_rank_has_no_state_of_is_begun_and_logged_anew(tmp_path
     monkeypatch.setattr(type(two), "gathered", gathered)
     job(tmp_path / "lost")
     assert files(tmp_path / "lost") == files(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop", [("second", 0), ("second", 5), ("second", 11)])
+def test_a_phase_whose_state_is_damaged_is_logged_once(tmp_path, fault, monkeypatch, stop):
+    job(tmp_path / "whole")
+    fault(stop)
+    with pytest.raises(Fault):
+        job(tmp_path / "damaged")
+    monkeypatch.setattr(Run, "after_step", None)
+    (tmp_path / "damaged" / "phase-first").write_bytes(b"x")
+    job(tmp_path / "damaged")
+    assert files(tmp_path / "damaged") == files(tmp_path / "whole")

@@ -46,6 +46,11 @@ class Metrics:
         first = next((i for i, line in enumerate(lines) if line.startswith(own)), len(lines))
         self.restore("".join(lines[:first]))
 
+    def remember(self, kept: str | int) -> None:
+        """Write the file as it was at the end of a phase that is done, where a phase before it had to be forgotten."""
+        if isinstance(kept, str) and len(kept) > len(self.text):
+            self.restore(kept)
+
     def append(self, line: dict[str, Any]) -> None:
         """One more line; what is NaN becomes null."""
         text = json.dumps(defined(line)) + "\n"

@@ -242,8 +242,11 @@ class Run:
     def _resume(self, phase: str, total: int, states: dict[str, Any], alone: bool) -> int:
         """The first step to run: states and random generators are as they were before it."""
         saved = self._saved(phase, alone)
+        first = self.machine.rank == 0
         if saved is None:
             checkpoint.seed_randomness(self.seed, phase, 0 if alone else self.machine.rank)
+            if first and self.durable:
+                self._logged().forget(phase)  # its state was damaged, or another process was lost before it had one
             return 0
         if not alone and saved["world"] != self.machine.world:
             raise RunError(
@@ -255,8 +258,10 @@ class Run:
         checkpoint.restore_randomness(saved["randomness"])
         self._seconds = max(self._seconds, float(saved["seconds"]))
         if saved["step"] >= total:
+            if first:
+                self._logged().remember(saved["metrics"])
             return total + 1  # done before: nothing to run and nothing to save
-        if self.machine.rank == 0:
+        if first:
             self._logged().restore(saved["metrics"])
         return int(saved["step"])
 
@@ -272,8 +277,6 @@ class Run:
             return mine[max(mine)] if mine else None
         everyone = self.machine.gathered(sorted(mine))
         common = set(everyone[0]).intersection(*everyone[1:])
-        if mine and not common and self.machine.rank == 0:
-            self._logged().forget(phase)  # a process was lost before its first state: all begin the phase anew
         return mine[max(common)] if common else None
 
     def _read(self, path: Path) -> dict[str, Any] | None:
