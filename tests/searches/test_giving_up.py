@@ -25,6 +25,7 @@ from phosphene.searches.supernet import early_stopping, score_cache
 from phosphene.searches.supernet.early_stopping import EarlyRejection, Reference
 from phosphene.searches.supernet.evaluator import EvaluatorSetup, Figures
 from phosphene.searches.supernet.score_cache import ScoreCache
+from stopping import InjectedError, Steps, contents
 
 HERE = {"device": "cpu", "precision": "fp32"}
 FEW = {"held_out": 15, "calibration": 4, "score_batch": 8}
@@ -133,10 +134,6 @@ def test_jobs_kills_and_the_order_change_nothing(tmp_path: Path) -> None:
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-class InjectedError(Exception):
-    pass
-
-
 def test_score_marks_its_rows_and_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make("macro", tmp_path)
     given: dict[str, Any] = {"data": data(), "give_up": 2, **FEW, **HERE}
@@ -184,6 +181,20 @@ def test_no_parent_and_no_result_of_evolution_is_foreseen(tmp_path: Path, monkey
     assert found.result["score"] == max(entry["score"] for entry in archive)
     picture = (tmp_path / "e/evolution.png").read_bytes()
     assert picture[:4] == b"\x89PNG"
+
+
+def test_scores_that_a_damaged_journal_has_lost_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(tmp_path)
+    own = {"candidates": 6, "population": 3, "drawn": 2, "supernet": tmp_path, **FEW, **HERE}
+    evolution(data(), out=tmp_path / "whole", **own)  # type: ignore[arg-type]
+    steps = Steps(monkeypatch)
+    steps.stop = 3
+    with pytest.raises(InjectedError):
+        evolution(data(), out=tmp_path / "damaged", **own)  # type: ignore[arg-type]
+    journal = tmp_path / "damaged" / "scores.jsonl"
+    journal.write_bytes(bytes(journal.stat().st_size))
+    evolution(data(), out=tmp_path / "damaged", **own)  # type: ignore[arg-type]
+    assert contents(tmp_path / "damaged") == contents(tmp_path / "whole")
 
 
 def test_nothing_on_a_front_is_foreseen(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from .forks import Ended
 
 TRACEBACK = "Traceback (most recent call last)"
+WARNING = r"(\S+:\d+: )?\w*Warning: |  \S"  # Python's own, of code of the user's
 LONGEST = 5000  # letters of a message that is still one line to read
 SHOWN = (".png", ".svg", ".html")
 TIMES = ("timing.json", "latency.json", "checks.json", "checksums.json")
@@ -53,7 +54,7 @@ def kept_traceback(errors: str) -> str:
 
 def bad_message(errors: str) -> str:
     """An error is one line: ours, or click's below its usage."""
-    lines = [line for line in errors.splitlines() if line.strip()]
+    lines = [line for line in errors.splitlines() if line.strip() and not re.match(WARNING, line)]
     if not lines or not lines[-1].startswith(("phosphene: ", "Error: ", "Aborted")):
         return f"no message of one line: {tail(errors)}"
     if len(lines[-1]) > LONGEST:

@@ -56,7 +56,8 @@ def resumed(made: Attempt, times: dict[str, float]) -> str:
     if files and not any((out / done).exists() for done in DONE):
         file = random.choice(files)
         made.what += f", then {file.relative_to(out)}: {_damage(file, random)}"
-        told_nothing += ("config.json",) if file.name == "config.json" else ()  # versions are kept, not compared
+        if file.name == "config.json":
+            told_nothing += (str(file.relative_to(out)),)  # its versions are kept and not compared
     ended = made.run(stock.words(name), 120.0)
     if told := judge.problem(ended):
         return told

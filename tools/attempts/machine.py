@@ -102,7 +102,7 @@ def recipe(made: Attempt, times: dict[str, float]) -> str:
         for key, value in _keywords(name, function).items()
         if key != "out"
     }
-    for one in random.sample(settings(function), random.choice((1, 1, 2))):
+    for one in random.sample([one for one in settings(function) if one.name != "out"], random.choice((1, 1, 2))):
         value = random.choice([odd for odd in ODD if isinstance(odd, bool | int | float | str | list | dict)])
         given[one.name] = value
         made.what += f" {one.name}={value!r:.60}"

@@ -131,6 +131,7 @@ def search(
     rejection = None if ranking.give_up is None else EarlyRejection(ranking.give_up, by, penalty)  # not in the paper
     scores = ScoreCache(space, setup, run.path / "scores.jsonl", run.machine, ranking, rejection=rejection)
     archive = evolve(space, penalized(scores.by(by), budget, soft_weight), budget, run)  # Algorithm 1
+    scores([choices_of(space, entry) for entry in archive])  # again, where a damaged journal has lost some
     scores.close()
     for entry in archive:
         entry |= {"stopped_early": True} if scores.stopped_early(choices_of(space, entry)) else {}
