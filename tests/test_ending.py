@@ -230,7 +230,7 @@ def test_an_ascii_terminal_prints_everything():
 
 ODD = [("RANK", "x"), ("WORLD_SIZE", "-1"), ("LOCAL_RANK", "x"), ("OMP_NUM_THREADS", "x"), ("OMP_NUM_THREADS", "0")]
 ODD += [("PHOSPHENE_CHECKPOINT_SECONDS", value) for value in ("x", "nan", "-1", "inf")]
-ODD += [("PHOSPHENE_CHECKSUMS", "maybe"), ("MASTER_PORT", "70000"), ("RANK", "9" * 5000), ("RANK", "٣x")]
+ODD += [("PHOSPHENE_CHECKSUMS", "maybe"), ("MASTER_PORT", "70000"), ("RANK", "9" * 5000), ("RANK", "٣x"), ("RANK", "3")]
 
 
 @pytest.mark.parametrize(("name", "value"), ODD)
@@ -258,3 +258,18 @@ def test_switches_of_every_command_are_variables(monkeypatch, capsys):
 def switches() -> str:
     """What the variables say."""
     return f"{os.environ['PHOSPHENE_CHECKSUMS']} {os.environ['PHOSPHENE_FOLLOW']}"
+
+
+def test_a_process_that_waits_for_others_can_be_ended(tmp_path):
+    """The wait is not Python's, so that no handler of Python's would run."""
+    ranks = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    code = "import sys, torch.distributed as d\nsys.orig_argv = ['python', '-m', 'phosphene']; sys.argv = ['-m']\n"
+    code += "import phosphene\nfrom phosphene.runtime import machine\nprint('ready', flush=True)\n"
+    code += "machine.machine('cpu')"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**HERE, **ranks})
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    process.terminate()
+    assert process.wait(timeout=20) == -signal.SIGTERM
+    process.stdout.close()

@@ -54,6 +54,19 @@ def end() -> None:
     _handle(_leave)
 
 
+class Waiting:
+    """Inside, a library waits where Python cannot answer: an interruption ends the process as the system does."""
+
+    def __enter__(self) -> None:
+        self.before = [(number, signal.getsignal(number)) for number in HANDLED]
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before:
+            signal.signal(number, handler)
+
+
 def _handle(handler: Callable[[int, object], None]) -> None:
     for number in HANDLED:
         signal.signal(number, handler)

@@ -25,7 +25,7 @@ def check() -> None:
     """Raise `SettingsError` for the first variable that cannot be used: before anything reads it."""
     rank, world = ranks()
     local_rank()
-    if rank >= world and "WORLD_SIZE" in os.environ:
+    if rank >= world:
         raise SettingsError(f"RANK={rank} is no process of WORLD_SIZE={world}: they count from 0")
     whole("MASTER_PORT", 0, 0, 65_535)
     threads = os.environ.get("OMP_NUM_THREADS", "")

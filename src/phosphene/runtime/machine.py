@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .. import start
 from ..errors import PhospheneError, RunError, SettingsError, is_memory, shown
 from . import environment
 
@@ -250,7 +251,8 @@ def _join(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with start.Waiting():  # for the other processes, minutes if need be
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError, OSError) as error:  # no MASTER_ADDR, or nobody there
         count = environment.ranks()[1]
         raise SettingsError(
