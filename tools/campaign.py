@@ -27,9 +27,9 @@ SOURCE = str(ROOT / "src")
 sys.path[:0] = [SOURCE, str(ROOT / "tools")]
 
 from attempts import code, flags, forks, kills, limits, machine, readers, record, stock, together  # noqa: E402
-from attempts.attempt import Attempt, replay  # noqa: E402
+from attempts.attempt import Attempt  # noqa: E402
 
-KINDS: dict[str, tuple[float, Callable[..., str]]] = {  # kind -> its share of the time, its attempt
+KINDS: dict[str, tuple[float, Callable[[Attempt], str]]] = {  # kind -> its share of the time, its attempt
     "kills": (42.0, kills.attempt),
     "resumed": (8.0, kills.resumed),
     "readers": (14.0, readers.attempt),
@@ -37,7 +37,7 @@ KINDS: dict[str, tuple[float, Callable[..., str]]] = {  # kind -> its share of t
     "python": (3.0, machine.python),
     "recipes": (3.0, machine.recipe),
     "environment": (2.0, machine.environment),
-    "code": (3.0, lambda made, times: code.attempt(made)),
+    "code": (3.0, code.attempt),
     "disk": (5.0, limits.disk),
     "memory": (4.0, limits.memory),
     "pairs": (3.0, together.pairs),
@@ -116,13 +116,13 @@ def make_stock(place: Path) -> dict[str, float]:
     if not (place / "attempts" / "import-npz").is_symlink():  # what a copied data set of random labels refers to
         (place / "attempts" / "import-npz").symlink_to("../stock/import-npz")
     for i, reader in enumerate(readers.READERS):
-        if readers.key(reader) not in times:
-            made = Attempt("sound", i, 0, place)
+        if f"reader {i}" not in times:
+            made = Attempt("sound", i, 0, place, times)
             made.prepare()
             ended = readers.sound(made, reader)
             if ended.status:
-                print(f"stock: {readers.key(reader)} ends with {ended.status}: {ended.errors[-300:]}", file=sys.stderr)
-            times[readers.key(reader)] = ended.seconds
+                print(f"stock: {reader} ends with {ended.status}: {ended.errors[-300:]}", file=sys.stderr)
+            times[f"reader {i}"] = ended.seconds
             kept.write_text(json.dumps(times))
     return times
 
@@ -174,10 +174,10 @@ def _ignore_interrupts() -> None:
 def one(kind: str, index: int, seed: int, place: Path, times: dict[str, float]) -> dict[str, Any]:
     """One attempt, from its folder to the line of the journal."""
     began = time.monotonic()
-    made = Attempt(kind, index, seed, place)
+    made = Attempt(kind, index, seed, place, times)
     made.prepare()
     try:
-        problem = KINDS[kind][1](made, times)
+        problem = KINDS[kind][1](made)
     except Exception as error:  # a fault of the campaign's: it must not end it, nor pass for a success
         problem = (
             f"the campaign itself: {type(error).__name__}: {error} ({traceback.format_exc().splitlines()[-3].strip()})"
@@ -195,6 +195,18 @@ def keep(given: argparse.Namespace, lines: list[dict[str, Any]]) -> None:
     given.record.write_text(json.dumps(made, indent=1) + "\n")
     if given.record.resolve().parent == ROOT / "docs" / "results":
         results.results(given.record.parent)
+
+
+def replay(folder: Path) -> int:
+    """The attempt of a folder once more: its seed chooses the same, but no kill comes at quite the same moment."""
+    told = json.loads((folder / "attempt.json").read_text())
+    place = folder.parents[1]
+    line = one(told["kind"], told["index"], told["seed"], place, make_stock(place))
+    where = place / "failed" / folder.name if line["problem"] else None
+    for step in json.loads((where / "attempt.json").read_text())["steps"] if where else ():
+        print(f"phosphene {' '.join(step['words'])}\n  ends with {step.get('status')}")
+    print(f"then: {told['what']}: {told['problem']}\nnow:  {line['what']}: {line['problem'] or 'nothing'}")
+    return bool(line["problem"])
 
 
 def summarize(lines: list[dict[str, Any]]) -> None:

@@ -23,6 +23,7 @@ class Attempt:
     index: int
     seed: int
     place: Path  # of the whole campaign
+    times: Mapping[str, float]  # run -> the seconds that it took here, undisturbed
     command: str = ""
     what: str = ""
     kills: int = 0
@@ -99,23 +100,3 @@ class Attempt:
         else:
             shutil.rmtree(self.folder, ignore_errors=True)
         return line
-
-
-def replay(folder: Path) -> int:
-    """Run the commands of a failed attempt again, in a copy of its folder without what they wrote."""
-    told = json.loads((folder / "attempt.json").read_text())
-    again = folder.with_name(folder.name + "-again")
-    shutil.rmtree(again, ignore_errors=True)
-    shutil.copytree(folder, again, symlinks=True, ignore=shutil.ignore_patterns("out"))
-    found = ""
-    for n, step in enumerate(told["steps"]):
-        limits = {int(k): v for k, v in step["limits"].items()}
-        job = Job(step["words"], again, step["environment"], limits, name=f"step{n}")
-        signals = [tuple(one) for one in step.get("signals", ())]
-        ended = forks.run(job, step.get("seconds", 60.0), signals, step.get("real", False))
-        problem = judge.problem(ended) or judge.undefined(again / "out")
-        print(f"phosphene {' '.join(step['words'])}\n  exit {ended.status}, {ended.seconds:.1f} s; {problem or 'fine'}")
-        print("  " + "\n  ".join(ended.errors.strip().splitlines()[-30:]))
-        found = found or problem
-    print(f"then: {told['problem']}\nnow:  {found or 'nothing'}\nfolder: {again}")
-    return bool(found)

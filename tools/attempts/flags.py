@@ -74,11 +74,11 @@ def runs() -> tuple[tuple[str, float], ...]:
     return tuple((name, 1.0) for name in stock.RUNS)
 
 
-def attempt(made: Attempt, times: dict[str, float]) -> str:
+def attempt(made: Attempt) -> str:
     """One command with one flag (or two, or an input) that says something odd."""
     random = made.random
     names = list(stock.RUNS)
-    name = random.choices(names, [1 / (0.2 + times.get(n, 1.0)) for n in names])[0]
+    name = random.choices(names, [1 / (0.2 + stock.usual(n)) for n in names])[0]
     made.command = stock.command(name)
     words = stock.words(name)
     if random.random() < 0.1:

@@ -60,8 +60,9 @@ class Job:
     inside: Path | None = None  # where it runs, if not in the folder
 
     def printed(self, kind: str) -> str:
-        """What it has printed to `out` or `err`."""
-        return (self.folder / f"{self.name}.{kind}").read_text(errors="replace")
+        """What it has printed to `out` or `err`; nothing where it was killed before it could."""
+        file = self.folder / f"{self.name}.{kind}"
+        return file.read_text(errors="replace") if file.exists() else ""
 
 
 _at_exit: list[Callable[[], Any]] = []  # what the package does at the end of a process

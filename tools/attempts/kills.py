@@ -17,16 +17,18 @@ DONE = ("result.json", "rows.csv")  # a finished run is not made again
 SOONEST, LATEST = 0.02, 1.3  # of a run's usual seconds
 
 
-def attempt(made: Attempt, times: dict[str, float]) -> str:
+def attempt(made: Attempt) -> str:
     """One to three kills, then the same command to its end."""
     random = made.random
-    name = choose(random, times)
+    name = choose(random)
     made.command = stock.command(name)
     environment = {"PHOSPHENE_CHECKPOINT_SECONDS": random.choice(("0", "0", "0", "0.1", None))}
     real = random.random() < START_UP
     told = []
     for _ in range(random.choice((1, 1, 2, 3))):
-        signals = _signals(random, random.uniform(0.1, 6.0) if real else times[name] * random.uniform(SOONEST, LATEST))
+        signals = _signals(
+            random, random.uniform(0.1, 6.0) if real else made.times[name] * random.uniform(SOONEST, LATEST)
+        )
         told.append(" ".join(f"{signal.Signals(number).name} at {at:.2f} s" for at, number in signals))
         made.what = f"{name}: {', '.join(told)}{' from the start-up on' if real else ''}"
         ended = made.run(stock.words(name), 60.0, signals, real, environment)
@@ -37,15 +39,15 @@ def attempt(made: Attempt, times: dict[str, float]) -> str:
     return made.sound(name)
 
 
-def resumed(made: Attempt, times: dict[str, float]) -> str:
+def resumed(made: Attempt) -> str:
     """Killed, then a file of the unfinished run is damaged, lost or left over; the same command notices, or mends it.
 
     Refused is as good as mended: the message says what to remove, and without the folder the run ends as ever.
     """
     random = made.random
-    name = choose(random, times)
+    name = choose(random)
     made.command = stock.command(name)
-    at = times[name] * random.uniform(0.2, 1.0)
+    at = made.times[name] * random.uniform(0.2, 1.0)
     environment = {"PHOSPHENE_CHECKPOINT_SECONDS": "0"}
     made.what = f"{name}: SIGKILL at {at:.2f} s"
     if problem := judge.problem(made.run(stock.words(name), 60.0, [(at, signal.SIGKILL)], environment=environment)):
@@ -78,10 +80,10 @@ def _damage(file: Path, random: Random) -> str:
     return mutations.damage(file, random)
 
 
-def choose(random: Random, times: dict[str, float]) -> str:
+def choose(random: Random) -> str:
     """A run: long ones less often, but for the searches that are to be killed often."""
     names = [name for name in stock.RUNS if name not in READS_ONLY]
-    return random.choices(names, [3.0 if n in OFTEN else 1 / (0.5 + times[n]) for n in names])[0]
+    return random.choices(names, [3.0 if n in OFTEN else 1 / (0.5 + stock.usual(n)) for n in names])[0]
 
 
 def _signals(random: Random, at: float) -> list[tuple[float, int]]:

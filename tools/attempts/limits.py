@@ -17,10 +17,10 @@ MEMORY = 200 << 20  # bytes more than the process has at its start, at most
 DETACH = 2
 
 
-def disk(made: Attempt, times: dict[str, float]) -> str:
+def disk(made: Attempt) -> str:
     """The disk is full at a random byte; then it is not."""
     random = made.random
-    name = kills.choose(random, times)
+    name = kills.choose(random)
     made.command = stock.command(name)
     size = _size(made.stock / name)
     if not can_mount() or random.random() < 0.25:
@@ -39,9 +39,9 @@ def disk(made: Attempt, times: dict[str, float]) -> str:
         return made.sound(name, place / "out")
 
 
-def memory(made: Attempt, times: dict[str, float]) -> str:
+def memory(made: Attempt) -> str:
     """No more address space than so much; then as much as there is."""
-    name = kills.choose(made.random, times)
+    name = kills.choose(made.random)
     made.command = stock.command(name)
     more = int(MEMORY * made.random.random() ** 2)
     made.what = f"{name}: {more >> 10} KiB of memory"

@@ -54,10 +54,10 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def environment(made: Attempt, times: dict[str, float]) -> str:
+def environment(made: Attempt) -> str:
     """One command under one or two variables of nonsense."""
     random = made.random
-    quick = [name for name in stock.RUNS if times[name] < 1.0]
+    quick = [name for name in stock.RUNS if stock.usual(name) < 1.0]
     name = random.choice(quick)
     made.command = stock.command(name)
     real = random.random() < SHARE_REAL
@@ -70,13 +70,13 @@ def environment(made: Attempt, times: dict[str, float]) -> str:
     return judge.problem(ended) or judge.undefined(made.folder / "out")
 
 
-def python(made: Attempt, times: dict[str, float]) -> str:
+def python(made: Attempt) -> str:
     """A command called from Python with a keyword of an odd value or type: it works, or raises an error of ours."""
     from phosphene import commands
     from phosphene.settings import settings
 
     random = made.random
-    quick = [name for name in stock.RUNS if times[name] < 1.5]
+    quick = [name for name in stock.RUNS if stock.usual(name) < 1.5]
     name = random.choice(quick)
     made.command = stock.command(name)
     function = commands.function(made.command)
@@ -87,13 +87,13 @@ def python(made: Attempt, times: dict[str, float]) -> str:
     return _judged(made, lambda: _called(function, keywords))
 
 
-def recipe(made: Attempt, times: dict[str, float]) -> str:
+def recipe(made: Attempt) -> str:
     """A recipe with a stage whose key has an odd value or type."""
     from phosphene import commands
     from phosphene.settings import settings
 
     random = made.random
-    quick = [n for n in stock.RUNS if times[n] < 1.5 and commands.COMMANDS[stock.command(n)].in_recipes]
+    quick = [n for n in stock.RUNS if stock.usual(n) < 1.5 and commands.COMMANDS[stock.command(n)].in_recipes]
     name = random.choice(quick)
     made.command = stock.command(name)
     function = commands.function(made.command)

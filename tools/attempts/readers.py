@@ -23,6 +23,7 @@ class Reader(NamedTuple):
 
     words: str
     of: str
+    seconds: float = 0.3  # about as long as it takes
 
 
 READERS = (
@@ -51,7 +52,7 @@ READERS = (
     Reader("dataset subset subject --images 10 --out out --json", "made/out"),
     Reader("dataset label subject --teacher digits --out out --device cpu --json", "noise-stored/out"),
     Reader("unreal random-labels subject --classes 3 --out out --json", "import-npz/out"),
-    Reader("dataset compare subject stock/made/out --out out --json", "import-npz/out"),
+    Reader("dataset compare subject stock/made/out --out out --json", "import-npz/out", 1.0),
     Reader(
         "search evolution --data stock/made/out --supernet subject --candidates 4 --population 3 --drawn 2 "
         f"{SCORES} {OUT}",
@@ -84,9 +85,9 @@ READERS = (
         f"teacher show cifar-resnet8 --checkpoint subject --size 8 {GREY} --json", "student/out/weights.safetensors"
     ),
     Reader(f"teacher show subject:network --size 8 {GREY} --json", "files/factory.py"),
-    Reader("arch show subject --out a.png --json", "darts/out"),
+    Reader("arch show subject --out a.png --json", "darts/out", 1.5),
     Reader("arch show subject --out a.png --json", "spos/out/arch.json"),
-    Reader("arch show subject --out a.png --json", "trained/out/arch.json"),
+    Reader("arch show subject --out a.png --json", "trained/out/arch.json", 1.5),
     Reader("proxies subject --data stock/made/out --proxy macs --proxy snip --images 8 --json", "random/out"),
     Reader("export subject --to safetensors --out out --json", "trained/out"),
     Reader("export digits --int8 --quantized subject --to safetensors --out out --json", "rtn/out"),
@@ -115,9 +116,9 @@ SUMS = "checksums.json"
 PICTURES = (".png", ".svg", ".html")
 
 
-def attempt(made: Attempt, times: dict[str, float]) -> str:
+def attempt(made: Attempt) -> str:
     """One file of the subject damaged; then the command that reads it."""
-    reader = made.random.choices(READERS, [1 / (0.2 + times[key(one)]) for one in READERS])[0]
+    reader = made.random.choices(READERS, [1 / (0.2 + one.seconds) for one in READERS])[0]
     words, subject = prepared(reader, made)
     file = made.random.choice(files(subject))
     before = _bytes(file)
@@ -145,11 +146,6 @@ def attempt(made: Attempt, times: dict[str, float]) -> str:
 def sound(made: Attempt, reader: Reader) -> Ended:
     """The command on the sound subject: where this fails, nothing is learnt from damage."""
     return made.run(prepared(reader, made)[0])
-
-
-def key(reader: Reader) -> str:
-    """What a reader is called among the times."""
-    return f"{reader.words} < {reader.of}"
 
 
 def prepared(reader: Reader, made: Attempt) -> tuple[list[str], Path]:
@@ -185,7 +181,10 @@ def _ours(file: Path, subject: Path) -> bool:
 
 def _is_read(file: Path, words: list[str], made: Attempt) -> bool:
     """Whether the command cannot do without this file."""
+    content = file.read_bytes()
     file.write_bytes(b"")
     for left in made.folder.glob("out"):
         left.rename(made.folder / "before")
-    return made.run(words, SECONDS).status != 0
+    ended = made.run(words, SECONDS)
+    file.write_bytes(content)
+    return ended.status != 0

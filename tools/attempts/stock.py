@@ -102,6 +102,18 @@ RUNS = {
     "--out table.csv",
     "results": "results --folder stock/files/results --page page.md",
 }
+SECONDS = {
+    "classes": 9,
+    "darts": 3,
+    "sgas": 3,
+    "which": 3,
+    "onnx": 3,
+    "collapse": 2.5,
+    "consistency": 2,
+    "distinguish": 2,
+}
+SECONDS |= {"latency": 2, "compressed": 1.5, "metapruning": 1.5, "architecture": 1.3, "audit": 1, "compared": 1}
+"""run -> the seconds that it takes, about; others take half of one: the longer, the less often it is tried"""
 TIMED = {"which": ("plan.json", "table.csv")}
 """run -> files that say how long something took"""
 RECIPE = """title = "Small"
@@ -160,6 +172,11 @@ def words(name: str, out: str = "out") -> list[str]:
     more += ["--device", "cpu"] if "device" in flags else []
     more += ["--precision", "fp32"] if "precision" in flags else []
     return [*given, *more]
+
+
+def usual(name: str) -> float:
+    """The seconds that a run takes on any machine, so that the same seed chooses the same."""
+    return SECONDS.get(name, 0.5)
 
 
 def command(name: str) -> str:

@@ -17,11 +17,11 @@ RANKED = ("darts", "trained", "sgas", "gumbel", "proxyless", "spos")
 GRACE = 5.0  # seconds between the loss of a rank and the end of the others, by whom started them
 
 
-def pairs(made: Attempt, times: dict[str, float]) -> str:
+def pairs(made: Attempt) -> str:
     """Both end well, or one says who holds the folder; then the bytes are those of one."""
-    name = kills.choose(made.random, times)
+    name = kills.choose(made.random)
     made.command = stock.command(name)
-    delay = times[name] * made.random.choice((0.0, 0.0, made.random.random()))
+    delay = made.times[name] * made.random.choice((0.0, 0.0, made.random.random()))
     made.what = f"{name}: twice, {delay:.2f} s apart"
     jobs = [made.job(stock.words(name)) for _ in range(2)]
     children = []
@@ -38,14 +38,14 @@ def pairs(made: Attempt, times: dict[str, float]) -> str:
     return told or made.sound(name)
 
 
-def ranks(made: Attempt, times: dict[str, float]) -> str:
+def ranks(made: Attempt) -> str:
     """One of two ranks is killed; whoever started them ends the other; both again until they end."""
     name = made.random.choice(RANKED)
     made.command = stock.command(name)
     reference = made.stock / f"ranks-{name}"
     if not (reference / "done").exists() and (told := _reference(made, name, reference)):
         return told
-    at = made.random.random() * 2.5 * times[name]
+    at = made.random.random() * 2.5 * made.times[name]
     rank, number = made.random.randrange(2), made.random.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM))
     made.what = f"{name}: rank {rank} gets {signal.Signals(number).name} at {at:.2f} s"
     environment = {"PHOSPHENE_CHECKPOINT_SECONDS": made.random.choice(("0", "0", None))}
