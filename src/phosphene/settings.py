@@ -340,8 +340,9 @@ def command(function: Callable[..., Returned]) -> Callable[..., Returned]:
 def _check_inputs(function: Callable[..., Any], args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
     """Raise `SettingsError` where an input is of a type that none of it has; classes of settings check themselves."""
     for number, (name, hint, default) in enumerate(_parameters(function)):
-        if (number < len(args) or name in given) and not _spread(hint):
-            _setting(name, hint, default).check_type(args[number] if number < len(args) else given[name], hint)
+        value = args[number] if number < len(args) else given.get(name, REQUIRED)
+        if value is not REQUIRED and not _spread(hint):
+            _setting(name, hint, default).check_type(value, hint)
 
 
 def methods(
