@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import torch
 from torch import Tensor
@@ -100,9 +100,9 @@ class Latencies(TypedDict):
     """`latency.json`: milliseconds of each file, and where they were measured."""
 
     ms: dict[str, float]
-    runtime: str
-    threads: int
-    batch: int
+    runtime: NotRequired[str]
+    threads: NotRequired[int]
+    batch: NotRequired[int]
 
 
 def latencies(stages: Mapping[str, Stage], file: Path, seed: int) -> dict[str, Any]:
