@@ -252,7 +252,7 @@ def test_pixels_that_are_normalised_already_are_refused(tmp_path):
         (ImageDataset.from_arrays(np.zeros((4, 3, 9, 8), np.uint8), labels=[0] * 4, classes=7), "3x9x8 .* takes 3x8x8"),
         (ImageDataset.from_arrays(np.zeros((4, 3, 8, 8), np.uint8), classes=7), "neither labels nor logits"),
         (Path("nowhere"), "nowhere"),
-        (Path("nowhere.npz"), "cannot be read"),
+        (Path("nowhere.npz"), "there is no such file"),
     ],
 )
 def test_data_that_does_not_fit(data, message):
