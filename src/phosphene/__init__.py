@@ -9,7 +9,7 @@ Names are imported when they are first used: `import phosphene` alone needs no t
 
 from __future__ import annotations
 
-from . import start as _start
+from .runtime import start as _start
 
 if _start.is_command_line():
     _start.begin()  # before anything else is imported

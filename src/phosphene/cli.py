@@ -17,11 +17,10 @@ from typing import Any
 
 import click
 
-from . import ending, start
 from .__version__ import __version__
 from .commands import COMMANDS, GROUPS, PERCENT, SHARES, function, is_method, registered
 from .errors import Estimate, SettingsError
-from .runtime import environment
+from .runtime import ending, environment, start
 from .runtime.progress import print_messages
 from .settings import Ge, Setting, examples, settings, summary
 

@@ -145,7 +145,8 @@ def _become(job: Job) -> None:
 
 def _call(job: Job) -> int:
     """The exit status that Python would end with."""
-    from phosphene import cli, start
+    from phosphene import cli
+    from phosphene.runtime import start
 
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # workers ignore it, and so did this child until now

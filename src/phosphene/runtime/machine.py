@@ -17,9 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .. import start
 from ..errors import PhospheneError, RunError, SettingsError, is_memory, shown
-from . import environment
+from . import environment, start
 
 Placed = TypeVar("Placed", nn.Module, Tensor)
 Function = TypeVar("Function")

@@ -14,8 +14,9 @@ import click
 import pytest
 import torch
 
-from phosphene import cli, commands, ending, plugins, start
+from phosphene import cli, commands, plugins
 from phosphene.errors import DatasetError, Fault, MissingExtra, Stopped, is_memory
+from phosphene.runtime import ending, start
 
 HERE = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
 

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from . import plugins, start
-from .__version__ import __version__
-from .errors import Fault, PhospheneError, Stopped, is_memory, shown
+from .. import plugins
+from ..__version__ import __version__
+from ..errors import Fault, PhospheneError, Stopped, is_memory, shown
+from . import start
 
 MENDABLE, NO_MEMORY, FAULT, UNREAD = 2, 1, 70, 141
 LETTERS = 2000  # of a message
