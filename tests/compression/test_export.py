@@ -421,7 +421,7 @@ class Odd(nn.Module):
         if self.how == "flow":
             return self.head(x.flatten(1)) if x.sum() > 0 else self.head(-x.flatten(1))
         if self.how == "batch":
-            return self.head((x.view(len(x), -1) if len(x) < 2 else x.view(2, -1)).flatten(1))
+            return self.head((x.view(len(x), -1) if len(x) in (1, 5) else x.view(2, -1)).flatten(1))
         if self.how == "random":
             return self.head(F.dropout(x, training=True).flatten(1))
         return self.head(torch.special.bessel_j0(x).flatten(1))
