@@ -157,7 +157,7 @@ def _called(function: Any, keywords: dict[str, Any]) -> None:
     except Estimate:
         pass
     except PhospheneError as error:
-        print(f"phosphene: {error}", file=sys.stderr)
+        print(f"phosphene: {' '.join(str(error).split())}", file=sys.stderr)  # as the command line, on one line
         sys.exit(2)
 
 
