@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = str(ROOT / "src")
 sys.path[:0] = [SOURCE, str(ROOT / "tools")]
 
-from attempts import code, flags, forks, kills, limits, machine, readers, record, stock, together  # noqa: E402
+from attempts import code, flags, forks, kills, limits, machine, readers, record, sound, together  # noqa: E402
 from attempts.attempt import Attempt  # noqa: E402
 
 KINDS: dict[str, tuple[float, Callable[[Attempt], str]]] = {  # kind -> its share of the time, its attempt
@@ -53,7 +53,7 @@ def main() -> int:
     if given.replay:
         return replay(given.replay.resolve())
     place = given.out.resolve()
-    times = make_stock(place)
+    times = sound.make(place)
     lines = Journal(place / "journal.jsonl")
     attack(given, place, times, lines)
     summarize(lines.lines)
@@ -93,43 +93,9 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
 
-def make_stock(place: Path) -> dict[str, float]:
-    """The sound runs, and the seconds that each took; a run that fails here is not attacked, but told."""
-    folder = place / "stock"
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / "seconds.json"
-    times: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
-    if not (folder / "files" / "results").exists():
-        forks.run(forks.Job([], folder, call=lambda: stock.make_files(folder / "files"), name="files"))
-    for name in stock.RUNS:
-        if name not in times:
-            run = folder / name
-            run.mkdir(exist_ok=True)
-            if not (run / "stock").is_symlink():
-                (run / "stock").symlink_to(folder)
-            ended = forks.run(forks.Job(stock.words(name), run))
-            if ended.status:
-                print(f"stock: {name} ends with {ended.status}: {ended.errors[-300:]}", file=sys.stderr)
-            times[name] = ended.seconds
-            kept.write_text(json.dumps(times))
-    (place / "attempts").mkdir(exist_ok=True)
-    if not (place / "attempts" / "import-npz").is_symlink():  # what a copied data set of random labels refers to
-        (place / "attempts" / "import-npz").symlink_to("../stock/import-npz")
-    for i, reader in enumerate(readers.READERS):
-        if f"reader {i}" not in times:
-            made = Attempt("sound", i, 0, place, times)
-            made.prepare()
-            ended = readers.sound(made, reader)
-            if ended.status:
-                print(f"stock: {reader} ends with {ended.status}: {ended.errors[-300:]}", file=sys.stderr)
-            times[f"reader {i}"] = ended.seconds
-            kept.write_text(json.dumps(times))
-    return times
-
-
 def plan(given: argparse.Namespace, lines: list[dict[str, Any]]) -> Iterator[tuple[str, int]]:
     """(kind, index) without end: the kind that has had the least of its share comes next."""
-    done = {(line["kind"], line["index"]) for line in lines}
+    done = {(line["kind"], line["index"]) for line in lines if line["seed"] == given.seed}
     spent, following = Counter[str](), Counter[str]()
     for line in lines:
         spent[line["kind"]] += line["seconds"]
@@ -201,7 +167,7 @@ def replay(folder: Path) -> int:
     """The attempt of a folder once more: its seed chooses the same, but no kill comes at quite the same moment."""
     told = json.loads((folder / "attempt.json").read_text())
     place = folder.parents[1]
-    line = one(told["kind"], told["index"], told["seed"], place, make_stock(place))
+    line = one(told["kind"], told["index"], told["seed"], place, sound.make(place))
     where = place / "failed" / folder.name if line["problem"] else None
     for step in json.loads((where / "attempt.json").read_text())["steps"] if where else ():
         print(f"phosphene {' '.join(step['words'])}\n  ends with {step.get('status')}")

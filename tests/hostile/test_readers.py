@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_process import SMALL, fresh, run
 
-from attempts import judge, mutations, readers
+from attempts import judge, mutate_bytes, mutations, readers
 
 QUICK = ("dataset", "teacher", "evaluate", "arch", "results", "report", "proxies", "unreal", "quantize", "noise")
 READERS = [
@@ -63,7 +63,7 @@ def test_a_flipped_bit_of_an_artifact_is_noticed(reader: readers.Reader, seed: i
         files = [file for file in readers.files(subject) if file.suffix in (".npy", ".safetensors")]
         if files:
             file = random.choice(files)
-            file.write_bytes(mutations.flip(file.read_bytes(), random))
+            file.write_bytes(mutate_bytes.flip(file.read_bytes(), random))
             end = run(words)
             assert end.status == 2, f"{shlex.join(words)}: {file.name}: {end}"
 

@@ -31,7 +31,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         self.random = Random(f"{self.seed} {self.kind} {self.index}")
-        self.folder = self.place / "attempts" / f"{self.kind}-{self.index}"
+        self.folder = self.place / "attempts" / f"{self.kind}-{self.seed}-{self.index}"
         self.stock = self.place / "stock"
 
     def prepare(self) -> None:
@@ -83,20 +83,17 @@ class Attempt:
 
     def done(self, problem: str, began: float) -> dict[str, Any]:
         """The line of the journal; the folder stays where the attempt failed."""
-        line = {
-            **{"kind": self.kind, "index": self.index, "command": self.command, "what": self.what, "kills": self.kills},
-            **{"ends": [step.get("status") for step in self.steps], "problem": problem},
-            "seconds": round(time.monotonic() - began, 3),
+        line: dict[str, Any] = {
+            name: getattr(self, name) for name in ("kind", "index", "seed", "command", "what", "kills")
         }
+        line |= {"ends": [step.get("status") for step in self.steps], "problem": problem}
+        line |= {"seconds": round(time.monotonic() - began, 3)}
         if problem:
             line["fault"] = judge.fault(problem)
+            (self.folder / "attempt.json").write_text(json.dumps({**line, "steps": self.steps}, indent=1))
             kept = self.place / "failed" / self.folder.name
             shutil.rmtree(kept, ignore_errors=True)
             kept.parent.mkdir(exist_ok=True)
-            (self.folder / "attempt.json").write_text(
-                json.dumps({**line, "seed": self.seed, "steps": self.steps}, indent=1)
-            )
             shutil.move(self.folder, kept)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
         return line
