@@ -104,8 +104,8 @@ def plan(given: argparse.Namespace, lines: list[dict[str, Any]]) -> Iterator[tup
         while (kind, following[kind]) in done:
             following[kind] += 1
         done.add((kind, following[kind]))
-        known = [line["seconds"] for line in lines if line["kind"] == kind]
-        spent[kind] += sum(known[-50:]) / len(known[-50:]) if known else 1.0
+        known = [line["seconds"] for line in lines[-1000:] if line["kind"] == kind]
+        spent[kind] += sum(known) / len(known) if known else 1.0
         yield kind, following[kind]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from . import forks, judge, stock
+from . import forks, judge, small_disk, stock
 from .forks import Ended, Job
 
 
@@ -36,7 +36,9 @@ class Attempt:
 
     def prepare(self) -> None:
         """Make the folder, empty but for the link to the stock."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():  # of a campaign that was killed
+            small_disk.unmount(self.folder / "disk")
+            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         (self.folder / "stock").symlink_to(self.stock)
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
-from . import judge, kills, stock
+from . import judge, kills, small_disk, stock
 from .attempt import Attempt
 
 MEMORY = 200 << 20  # bytes more than the process has at its start, at most
-DETACH = 2
 
 
 def disk(made: Attempt) -> str:
@@ -23,19 +18,19 @@ def disk(made: Attempt) -> str:
     name = kills.choose(random)
     made.command = stock.command(name)
     size = _size(made.stock / name)
-    if not can_mount() or random.random() < 0.25:
+    if not small_disk.can_mount() or random.random() < 0.25:
         largest = random.randrange(max(1, int(1.1 * _largest(made.stock / name))))
         made.what = f"{name}: no file above {largest} bytes"
         told = judge.problem(made.run(stock.words(name), limits={resource.RLIMIT_FSIZE: largest}))
         return told or made.sound(name)
     pages = random.randrange(2, 3 + int(1.4 * size / 4096))
     made.what = f"{name}: a disk of {4 * pages} KiB"
-    with small_disk(made.folder / "disk", 4096 * pages) as place:
+    with small_disk.mounted(made.folder / "disk", 4096 * pages) as place:
         (place / "stock").symlink_to(made.stock)
         told = judge.problem(made.run(stock.words(name), inside=place))
         if told:
             return told
-        _mount(place, "remount", 1 << 30)
+        small_disk.resize(place, 1 << 30)
         return made.sound(name, place / "out")
 
 
@@ -56,35 +51,3 @@ def _size(folder: Path) -> int:
 
 def _largest(folder: Path) -> int:
     return max((file.stat().st_size for file in folder.rglob("*") if file.is_file()), default=1)
-
-
-@functools.cache
-def can_mount() -> bool:
-    """Whether this process may mount a tmpfs."""
-    place = Path(f"/tmp/phosphene-campaign-{os.getpid()}")
-    place.mkdir(exist_ok=True)
-    try:
-        with small_disk(place, 4096):
-            return True
-    except OSError:
-        return False
-    finally:
-        place.rmdir()
-
-
-@contextlib.contextmanager
-def small_disk(place: Path, size: int) -> Iterator[Path]:
-    """A tmpfs of this size while inside."""
-    place.mkdir(exist_ok=True)
-    _mount(place, "", size)
-    try:
-        yield place
-    finally:
-        ctypes.CDLL(None).umount2(str(place).encode(), DETACH)
-
-
-def _mount(place: Path, how: str, size: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    flags = 32 if how == "remount" else 0
-    if libc.mount(b"tmpfs", str(place).encode(), b"tmpfs", flags, f"size={size}".encode()):
-        raise OSError(ctypes.get_errno(), "mount", str(place))
