@@ -12,9 +12,10 @@ from typing import Annotated, Literal
 from ..errors import DatasetError
 from ..runtime.progress import Progress
 from ..settings import OUTSIDE, Seed, Settings, command
+from ..storage.damage import reading
 from .card import Card, read_names
 from .dataset import Data, ImageDataset
-from .formats import ChexpertSettings, RawImages, chexpert, cifar_files, npz, pictures, reading
+from .formats import ChexpertSettings, RawImages, chexpert, cifar_files, npz, pictures
 from .writer import Writer, alone_in
 
 READERS: dict[str, Callable[[str, ChexpertSettings], RawImages]] = {

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as packed
 from torch import Tensor
 
-from ..errors import NotFinite, PhospheneError, RunError, is_memory
+from ..errors import NotFinite, PhospheneError, RunError
 from . import checksums, finite, whole
+from .damage import reading
 
 
 def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -29,12 +30,6 @@ def save(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def load(path: Path, error: type[PhospheneError] = RunError, remedy: str = "make it again") -> dict[str, Tensor]:
     """Name -> tensor, on the CPU; raises `error` where the file is missing, damaged or not what was written."""
-    try:
-        checksums.verify(path.parent, path.name, error=error, remedy=remedy)
+    checksums.verify(path.parent, path.name, error=error, remedy=remedy)
+    with reading(f"{path} cannot be read", remedy, error):
         return load_file(path)
-    except PhospheneError:
-        raise
-    except Exception as why:  # safetensors raises its own, OSError and others for damage
-        if is_memory(why):
-            raise
-        raise error(f"{path} cannot be read ({why}); {remedy}") from why

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,8 +11,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from ...drawing.contact_sheet import as_bytes, picture
-from ...errors import DatasetError, PhospheneError, SettingsError, is_memory
+from ...errors import DatasetError, SettingsError
 from ...settings import Settings
+from ...storage.damage import reading
 from ..card import read_size
 
 SPLITS = {"train": ("train", "training"), "validation": ("validation", "val", "valid"), "test": ("test", "testing")}
@@ -67,23 +67,6 @@ class ChexpertSettings(ReadSettings, heading="CheXpert"):
     blank: Annotated[Literal["zeros", "ignore"] | None, "CheXpert's blanks: absent (default) or unlabelled"] = None
     findings: Annotated[Literal["competition", "all"] | None, "CheXpert's labels: the competition's 5 or all 14"] = None
     views: Annotated[Literal["frontal", "lateral", "all"] | None, "CheXpert's views; default: all"] = None
-
-
-@contextlib.contextmanager
-def reading(failed: str, remedy: str) -> Iterator[None]:
-    """Inside, a library reads what may be damaged in any way: whatever it raises becomes ``failed (why); remedy``.
-
-    Errors of ours pass, and so does a lack of memory, which is no damage.
-    """
-    try:
-        yield
-    except (PhospheneError, MemoryError):
-        raise
-    except Exception as error:
-        if is_memory(error):
-            raise
-        why = " ".join(f"{error}".split())[:200] or type(error).__name__
-        raise DatasetError(f"{failed} ({why}); {remedy}") from error
 
 
 def open_picture(path: Path) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DatasetError
-from . import RawImages, ReadSettings, digest_of, from_arrays, reading, resized
+from ...storage.damage import reading
+from . import RawImages, ReadSettings, digest_of, from_arrays, resized
 
 BATCHES: dict[str, tuple[str, ...]] = {
     "train": ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "train")

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from ...errors import DatasetError
+from ...storage.damage import reading
 from ..card import MOST_CLASSES
-from . import SPLITS, RawImages, ReadSettings, digest_of, from_arrays, reading, resized
+from . import SPLITS, RawImages, ReadSettings, digest_of, from_arrays, resized
 
 DENSEST = 1032  # bytes that one byte of deflate can stand for
 IMAGE_KEYS, LABEL_KEYS = ("images", "image", "x", "data"), ("labels", "label", "y", "targets")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DatasetError, MissingExtra
-from . import SPLITS, RawImages, ReadSettings, digest_of, from_pictures, open_picture, reading
+from ...storage.damage import reading
+from . import SPLITS, RawImages, ReadSettings, digest_of, from_pictures, open_picture
 from .contents import digest_of_files, digest_of_pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
