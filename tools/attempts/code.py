@@ -6,7 +6,8 @@ import shlex
 
 from . import judge
 from .attempt import Attempt
-from .stock import HERE
+from .forks import Ended
+from .stock import FACTORY, HERE
 
 RAISED = (
     *(
@@ -106,58 +107,97 @@ FILES = (
         "while True: raise SystemExit\n",
     ),
 )
-GREY = "--channels 1 --mean .3056 --std .3759"
+MEANS = "--size 8 --mean .3056 --std .3759"
+GREY = f"--channels 1 {MEANS}"
 TAIL = f"--out out {HERE} --json"
 WORDS = (
-    f"teacher show user.py:network --size 8 {GREY} --json",
-    f"evaluate user.py:network --mean .3056 --std .3759 --data digits {TAIL}",
-    f"train user.py:network --data stock/made/out --steps 3 --batch 8 {TAIL}",
-    f"quantize rtn user.py:network --size 8 {GREY} --out out --device cpu --json",
-    f"synthesize user.py:network --size 8 {GREY} --images 10 --iterations 2 --rounds 1 --batch 10 {TAIL}",
-    f"noise user.py:network --size 8 {GREY} --images 10 {TAIL}",
-    f"dataset label stock/noise-stored/out --teacher user.py:network --size 8 {GREY} --out out --device cpu --json",
-    f"prune magnitude user.py:network --size 8 {GREY} --data stock/made/out --macs 50% --steps 2 --batch 8 {TAIL}",
-    f"export user.py:network --size 8 {GREY} --to safetensors --out out --json",
+    f"teacher show user.py:network {GREY} --json",
+    f"compress user.py:network {MEANS} --macs 50% --images 20 --preset smoke --steps 2 --batch 8 "
+    f"--to safetensors {TAIL}",
+    f"quantize rtn user.py:network {GREY} --out out --device cpu --json",
+    f"synthesize user.py:network {GREY} --images 10 --iterations 2 --rounds 1 --batch 10 {TAIL}",
+    f"noise user.py:network {GREY} --images 10 {TAIL}",
+    f"dataset label stock/noise-stored/out --teacher user.py:network {GREY} --out out --device cpu --json",
+    f"prune magnitude user.py:network {MEANS} --data stock/made/out --macs 50% --steps 2 --batch 8 {TAIL}",
+    f"export user.py:network {GREY} --to safetensors --out out --json",
     f"distill data digits user.py:network --data stock/made/out --steps 2 --batch 8 {TAIL}",
-    f"distill data user.py:network cifar-resnet8 --size 8 {GREY} --data stock/made/out --steps 2 --batch 8 {TAIL}",
-    f"generator train user.py:network --size 8 {GREY} --arch gdfq-cifar --scale .25 --steps 2 --batch 8 {TAIL}",
-    f"search random --data stock/noise-stored/out --teacher user.py:network --space macro --depths 1,2 {TAIL}",
+    f"distill data user.py:network cifar-resnet8 {MEANS} --data stock/made/out --steps 2 --batch 8 {TAIL}",
+    f"generator train user.py:network {GREY} --arch gdfq-cifar --scale .25 --steps 2 --batch 8 {TAIL}",
 )
-PLUGIN = "search random --data stock/made/out --space {space} --json --out out " + HERE
+SPACE = f"search random --data stock/made/out --space {{space}} {TAIL}"
+SEARCH = f"search hill --data stock/made/out --space macro --width .1 --depths 1,2 --steps 3 {TAIL}"
+HILL = """import phosphene
+from phosphene.core import Architecture
+from phosphene.spaces.moves import sample
+
+
+@phosphene.register_search("hill")
+def hill(space, data, objective, score, budget, run, *, steps: int = 3):
+    \"\"\"Climb.\"\"\"
+    import torch
+
+    for step in run.steps("climb", steps):
+        {step}
+        run.log(step=step)
+    return {result}
+"""
+FOUND = "Architecture(space.spec, sample(space, torch.Generator().manual_seed(0), budget.fits))"
+RESULTS = (
+    "None",
+    "3",
+    "'x'",
+    "space",
+    "run",
+    "{}",
+    "[]",
+    "object()",
+    "Architecture({}, {})",
+    "Architecture(space.spec, {})",
+)
 VARIABLES = (
-    "missing.py",
-    "user.py",
-    ":",
-    "",
-    "user.py:user.py",
-    "/",
-    ".",
-    "os",
-    "é.py",
-    "a\nb.py",
-    "stock/files/images.npz",
-    "user",
-    "user.py:",
+    *("missing.py", "user.py", ":", "", "user.py:user.py", "/", ".", "os", "é.py", "a\nb.py", "stock/files/images.npz"),
+    *("user", "user.py:"),
 )
 
 
 def attempt(made: Attempt) -> str:
     """One file of code, one command that runs it."""
     random = made.random
-    text = _text(made)
-    (made.folder / "user.py").write_text(text)
     environment: dict[str, str | None] = {}
-    if random.random() < 0.15:
+    kind = random.random()
+    if kind < 0.15:
+        text, words = _search(made), SEARCH
+        environment["PHOSPHENE_CODE"] = "user.py"
+    elif kind < 0.3:
+        text, words = _text(made), SPACE.format(space=random.choice(("macro", "tiny")))
         environment["PHOSPHENE_CODE"] = random.choice(VARIABLES)
-        words = shlex.split(PLUGIN.format(space=random.choice(("macro", "tiny"))))
+        made.what += f" {environment}"
     else:
-        words = shlex.split(random.choice(WORDS))
-    made.command = " ".join(words[:2])
-    made.what += f" {environment}" if environment else ""
-    ended = made.run(words, 20.0, environment=environment)
+        text, words = _text(made), random.choice(WORDS)
+    made.command = " ".join(words.split()[:2])
+    (made.folder / "user.py").write_text(text)
+    ended = made.run(shlex.split(words), 20.0, environment=environment)
     if ended.status == 130 and "KeyboardInterrupt" in made.what:
         return ""  # as the user's Ctrl-C while his code runs
     return judge.problem(ended) or judge.undefined(made.folder / "out")
+
+
+def sound(made: Attempt, words: str) -> Ended:
+    """The command with code that is in order."""
+    own = words == SEARCH
+    (made.folder / "user.py").write_text(HILL.format(step="pass", result=FOUND) if own else FACTORY)
+    return made.run(shlex.split(words), environment={"PHOSPHENE_CODE": "user.py" if own else None})
+
+
+def _search(made: Attempt) -> str:
+    """A search of the user's that raises at a step, or returns nonsense."""
+    step, result = "pass", FOUND
+    if made.random.random() < 0.5:
+        step = f"raise {made.random.choice(RAISED)}"
+    else:
+        result = made.random.choice(RESULTS)
+    made.what = f"a search: {step}, {result}"
+    return HILL.format(step=step, result=result)
 
 
 def _text(made: Attempt) -> str:

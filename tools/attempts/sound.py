@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import forks, readers, stock
+from . import code, forks, readers, stock
 from .attempt import Attempt
 from .forks import Ended, Job
 
@@ -32,6 +32,12 @@ def make(place: Path) -> dict[str, float]:
             made = Attempt("sound", i, 0, place, times)
             made.prepare()
             times[name] = _seconds(f"{reader.words} < {reader.of}", readers.sound(made, reader))
+            kept.write_text(json.dumps(times))
+    for i, words in enumerate((*code.WORDS, code.SEARCH)):
+        if (name := f"code {i}") not in times:
+            made = Attempt("sound", i, 0, place, times)
+            made.prepare()
+            times[name] = _seconds(words, code.sound(made, words))
             kept.write_text(json.dumps(times))
     return times
 
