@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from phosphene import commands
+
 from . import judge, mutations
 from .attempt import Attempt
 from .forks import Ended
@@ -26,24 +28,13 @@ class Reader(NamedTuple):
     seconds: float = 0.3  # about as long as it takes
 
 
+DATA = ("made", "noise-stored", "labelled", "fractal-asked", "fractal-stored", "import-npz", "import-chexpert")
 READERS = (
     *(Reader("teacher show subject --json", f"{n}/out") for n in ("trained", "student", "magnitude", "distilled")),
     *(Reader(f"evaluate subject --data digits {OUT}", f"{n}/out") for n in ("trained", "student", "magnitude")),
     Reader(f"train subject --data stock/made/out --teacher digits {TRAIN} --channels 2 --cells 2 --json", "darts/out"),
     Reader(f"train subject --data stock/made/out {TRAIN} --json", "spos/out"),
-    *(
-        Reader(f"train cifar-resnet8 --data subject {TRAIN} --json", f"{n}/out")
-        for n in (
-            "made",
-            "noise-stored",
-            "labelled",
-            "fractal-asked",
-            "fractal-stored",
-            "import-npz",
-            "import-chexpert",
-            "random-labels",
-        )
-    ),
+    *(Reader(f"train cifar-resnet8 --data subject {TRAIN} --json", f"{n}/out") for n in DATA),
     *(
         Reader("dataset show subject --out sheet.png --json", f"{n}/out")
         for n in ("made", "noise-asked", "fractal-asked", "labelled", "import-chexpert")
@@ -51,6 +42,7 @@ READERS = (
     Reader("dataset export subject --out out --json", "import-npz/out"),
     Reader("dataset subset subject --images 10 --out out --json", "made/out"),
     Reader("dataset label subject --teacher digits --out out --device cpu --json", "noise-stored/out"),
+    Reader(f"--follow train cifar-resnet8 --data subject {TRAIN} --json", "random-labels/out"),
     Reader("unreal random-labels subject --classes 3 --out out --json", "import-npz/out"),
     Reader("dataset compare subject stock/made/out --out out --json", "import-npz/out", 1.0),
     Reader(
@@ -153,7 +145,8 @@ def prepared(reader: Reader, made: Attempt) -> tuple[list[str], Path]:
     source = made.stock / reader.of
     target = made.folder / ("subject" + "".join(source.suffixes))
     words = shlex.split(reader.words)
-    made.command = " ".join(words[:2] if words[0] in ("dataset", "search", "teacher", "unreal", "arch") else words[:1])
+    called = words[words[0] == "--follow" :]
+    made.command = " ".join(called[: 2 if called[0] in commands.GROUPS else 1])
     if source.is_dir():
         shutil.copytree(source, target, symlinks=True)
     else:
