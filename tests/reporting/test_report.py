@@ -287,9 +287,19 @@ def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "photos" / "config.json").write_text('{"camera": 1}')
     with pytest.raises(RunError, match=r"photos.*names no stage"):
         report([str(tmp_path / "photos")], out=tmp_path / "r.html")
+
+
+@pytest.mark.parametrize("file", ["images.npy", "logits.npy"])
+def test_a_damaged_array_is_named(tmp_path: Path, file: str) -> None:
+    """One bit of it by its checksum; nonsense where there is none."""
     soft_set(tmp_path / "d")
-    (tmp_path / "d" / "images.npy").write_bytes(b"nothing")
-    with pytest.raises(RunError, match="d holds a damaged array"):
+    array = tmp_path / "d" / file
+    array.write_bytes(array.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(RunError, match=rf"{file} was changed since it was written"):
+        report([str(tmp_path / "d")], out=tmp_path / "r.html")
+    (tmp_path / "d" / "checksums.json").unlink()
+    array.write_bytes(b"nothing")
+    with pytest.raises(RunError, match=rf"{file} cannot be read"):
         report([str(tmp_path / "d")], out=tmp_path / "r.html")
 
 

@@ -17,7 +17,10 @@ import numpy as np
 from ..drawing.console_table import text
 from ..drawing.contact_sheet import sheet, short_names, spread, tiles_of
 from ..errors import RunError
+from ..storage import checksums
+from ..storage.arrays import mapped
 
+REMEDY = "make the data set again"
 CAPTIONS = {
     "contact.png": "Images of the set, a row for each class.",
     "cells.png": "The cells: normal and reduction. Nodes are feature maps, edges are operations.",
@@ -75,14 +78,9 @@ def _base64(content: bytes) -> str:
 
 def _contact(folder: Path, card: dict[str, Any], columns: int = 8) -> list[dict[str, str]]:
     """A contact sheet of the data set in `folder`, with the three likeliest classes where labels are soft."""
-    try:
-        arrays = {
-            name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in ("images", "labels", "logits")
-            if (folder / f"{name}.npy").exists()
-        }
-    except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"{folder} holds a damaged array ({error}); make the data set again") from error
+    files = [path for name in ("images", "labels", "logits") if (path := folder / f"{name}.npy").exists()]
+    checksums.verify(folder, *(path.name for path in files), error=RunError, remedy=REMEDY)
+    arrays = {path.stem: mapped(path, RunError, REMEDY) for path in files}
     if "images" not in arrays or not {"labels", "logits"} & set(arrays):
         return []
     names = short_names(card.get("class_names"), int(card["classes"]))
