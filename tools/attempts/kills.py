@@ -53,7 +53,7 @@ def resumed(made: Attempt) -> str:
     if problem := judge.problem(made.run(stock.words(name), 60.0, [(at, signal.SIGKILL)], environment=environment)):
         return problem
     out = made.folder / "out"
-    files = sorted(file for file in out.rglob("*") if file.is_file() and file.suffix not in judge.SHOWN)
+    files = [file for file in sorted(out.rglob("*")) if file.is_file() and _matters(file)]
     told_nothing: tuple[str, ...] = stock.TIMED.get(name, ())
     if files and not any((out / done).exists() for done in DONE):
         file = random.choice(files)
@@ -70,6 +70,12 @@ def resumed(made: Attempt) -> str:
         return judge.difference(out, there, told_nothing) if there.is_dir() else ""
     shutil.rmtree(out)
     return made.sound(name)
+
+
+def _matters(file: Path) -> bool:
+    """Whether a run that goes on may need this file: pictures, and the log of a part that is finished, it does not."""
+    logged = file.name in ("metrics.jsonl", "config.json", "timing.json") and (file.parent / "result.json").exists()
+    return file.suffix not in judge.SHOWN and not logged
 
 
 def _damage(file: Path, random: Random) -> str:
