@@ -275,6 +275,7 @@ def test_values_of_the_type_pass():
 SLIPS = [
     ("threads", 10**8, "--threads must be at most 4096 (got 100000000)"),
     ("lr", 1e39, "--lr must be at most 3e+38 (got 1e+39)"),
+    ("lr", 10**30, "--lr must be at most 2147483647 (got a number of 100 bits)"),
     ("lr", 1e-300, "--lr must be 0 or at least 1.2e-38 (got 1e-300)"),
     ("loaves", 1 << 31, "--loaves must be at most 2147483647 (got 2147483648)"),
     ("loaves", 10**5000, "--loaves must be at most 2147483647 (got a number of 16612 bits)"),

@@ -29,6 +29,7 @@ LONGEST = 200  # letters of a value in a message
 _NO_MEMORY = (
     *("can't allocate memory", "cannot allocate memory", "unable to allocate", "not enough memory", "out of memory"),
     *("std::bad_alloc", "bad allocation", "could not create a primitive", "could not create a memory"),
+    "could not execute a primitive",
     *("failed to map segment", "can't start new thread", "could not allocate"),
     *("storage size calculation overflowed", "integer multiplication overflow"),  # torch, of sizes beyond any memory
     *("array is too big", "maximum allowed dimension exceeded", "maximum supported dimension"),  # numpy, likewise

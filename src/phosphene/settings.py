@@ -137,7 +137,7 @@ class Setting:
         """Raise `SettingsError` for what only a typing error gives (limits.py), unless the flag has its own bound."""
         if any(isinstance(bound, Le | Lt) for bound in self.bounds):
             return
-        most = limit(self.name, self.kind)
+        most = limit(self.name, self.kind if isinstance(value, float) else int)
         if not -most <= value <= most:
             side = f"at most {_number(most)}" if value > 0 else f"at least {_number(-most)}"
             raise SettingsError(f"{self.flag} must be {side} (got {_number(value)})")

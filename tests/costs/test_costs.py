@@ -84,7 +84,7 @@ def test_windows_are_read(text, bounds):
     assert costs.window(text, "--params") == bounds
 
 
-@pytest.mark.parametrize("text", ["", "M", "3X", "-3M", "3M..", "4M..3M", "<3M", "3M-4M", "nan"])
+@pytest.mark.parametrize("text", ["", "M", "3X", "-3M", "3M..", "4M..3M", "<3M", "3M-4M", "nan", "0", "0..0"])
 def test_what_is_no_window_is_named(text):
     with pytest.raises(SettingsError, match="--macs"):
         costs.window(text, "--macs")

@@ -158,3 +158,8 @@ def test_other_precisions_fit_and_other_kinds_do_not():
 def test_small_floats_are_checked_too():
     with pytest.raises(TeacherError, match="has 1 value that is NaN"):
         weights.check({"w": torch.tensor([1.0, float("nan")]).to(torch.float8_e4m3fn)}, "f.pt")
+
+
+def test_weights_without_values_have_no_digest():
+    with pytest.raises(TeacherError, match=r"0\.bias is on the device meta, without values"):
+        weights.digest(torch.nn.Sequential(torch.nn.Linear(2, 2, device="meta")))

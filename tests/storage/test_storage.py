@@ -238,6 +238,7 @@ def test_states_are_those_of_modules_tensors_and_collections() -> None:
         OSError(errno.ENOMEM, "Cannot allocate memory"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried …"),
         RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("could not execute a primitive"),
     ],
 )
 def test_a_lack_of_memory_is_known_in_every_form(error: BaseException) -> None:

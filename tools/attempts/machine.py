@@ -102,7 +102,8 @@ def recipe(made: Attempt) -> str:
         for key, value in _keywords(name, function).items()
         if key != "out"
     }
-    for one in random.sample([one for one in settings(function) if one.name != "out"], random.choice((1, 1, 2))):
+    own = [one for one in settings(function) if one.name != "out"]
+    for one in random.sample(own, min(len(own), random.choice((1, 1, 2)))):
         value = random.choice([odd for odd in ODD if isinstance(odd, bool | int | float | str | list | dict)])
         given[one.name] = value
         made.what += f" {one.name}={value!r:.60}"

@@ -115,7 +115,7 @@ def attempt(made: Attempt) -> str:
     file = made.random.choice(files(subject))
     before = _bytes(file)
     done = mutations.damage(file, made.random)
-    if (subject / SUMS).exists() and made.random.random() < 0.3:  # as folders of before were, and as an attacker does
+    if (subject / SUMS).is_file() and made.random.random() < 0.3:  # as folders of before were, and as an attacker does
         (subject / SUMS).unlink()
         done += ", without checksums"
     relative = file.relative_to(made.folder)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from . import forks, judge, kills, stock
@@ -51,8 +52,9 @@ def ranks(made: Attempt) -> str:
     environment = {"PHOSPHENE_CHECKPOINT_SECONDS": made.random.choice(("0", "0", None))}
     ends = _both(made, name, environment, (rank, at, number))
     made.kills += any(ended.status for ended in ends)
+    asked = (number,) if number != signal.SIGKILL else ()  # the other one stops with it
     for ended in ends:
-        if told := judge.problem(ended):
+        if told := judge.problem(replace(ended, sent=ended.sent + asked)):
             return told
     ends = _both(made, name, {})
     for ended in ends:

@@ -125,7 +125,7 @@ def window(text: str | float | Sequence[float] | None, flag: str) -> Window | No
     """The bounds in "3.5M" or "<=3.5M" (at most), ">=2M" (at least) or "3M..4M" (both); K, M and G are decimal.
 
     Raises:
-        SettingsError: the text is none of these, or its bounds are the wrong way round.
+        SettingsError: the text is none of these, its bounds are the wrong way round, or none is above 0.
     """
     if text is None:
         return None
@@ -145,6 +145,8 @@ def window(text: str | float | Sequence[float] | None, flag: str) -> Window | No
         endless = not isinstance(text, (int, float))
     if not (low < math.inf and (high < math.inf or (endless and high == math.inf))):
         raise SettingsError(f"{flag} {shown(text, str)} is no finite number")
+    if high <= 0:
+        raise SettingsError(f"{flag} {shown(text, str)} leaves nothing; the upper end is above 0")
     if low > high:
         raise SettingsError(f"{flag} {text!r} has its bounds the wrong way round; put the smaller one first")
     return low, high

@@ -248,12 +248,17 @@ def stem(net: nn.Module) -> str | None:
 
 
 def digest(net: nn.Module | Mapping[str, Tensor], mean: Sequence[float] = (), std: Sequence[float] = ()) -> str:
-    """sha256 of the weights of a network, or of named tensors, by name, and of the normalisation."""
+    """sha256 of the weights of a network, or of named tensors, by name, and of the normalisation.
+
+    Raises `TeacherError` where a tensor has no values.
+    """
     sha = hashlib.sha256(json.dumps([list(map(float, mean)), list(map(float, std))]).encode())
     tensors = net.state_dict() if isinstance(net, nn.Module) else net
     for name, tensor in sorted(tensors.items()):
         if name.rsplit(".", 1)[-1] not in COUNTERS:
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            if tensor.is_meta:
+                raise TeacherError(f"{_shown(name)} is on the device meta, without values: there is nothing trained")
             plain = tensor.detach().cpu().resolve_neg().contiguous()
             sha.update(plain.view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
