@@ -363,3 +363,10 @@ def test_a_phase_whose_state_is_damaged_is_logged_once(tmp_path, fault, monkeypa
     (tmp_path / "damaged" / "phase-first").write_bytes(b"x")
     job(tmp_path / "damaged")
     assert files(tmp_path / "damaged") == files(tmp_path / "whole")
+
+
+def test_half_files_of_a_killed_process_go_from_a_finished_run(tmp_path: Path) -> None:
+    Run.open("train", {}, [], tmp_path / "r", MACHINE).finish({})
+    (tmp_path / "r" / ".unfinished-12-.holder.json").write_text("{")
+    assert Run.open("train", {}, [], tmp_path / "r", MACHINE).finished == {}
+    assert not any(name.startswith(".") for name in os.listdir(tmp_path / "r"))

@@ -72,13 +72,8 @@ def _check(out: Path, data: ImageDataset) -> None:
         there = typed.read(out / RECORD, Record, DatasetError, "remove the folder, or name another --out")
         if there["fingerprint"] != data.fingerprint:
             raise DatasetError(f"--out {out} is an export of another data set ({there['name']}); name another")
-    elif out.exists() and (not out.is_dir() or any(not _is_trace(file) for file in out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(not lock.is_trace(file) for file in out.iterdir())):
         raise DatasetError(f"--out {out} is not an empty folder; name another")
-
-
-def _is_trace(file: Path) -> bool:
-    """Whether a process that was killed, or that holds the folder, left the file."""
-    return lock.is_trace(file) or whole.unfinished(file)
 
 
 def _begin(out: Path, data: ImageDataset) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from ..__version__ import __version__
 from ..errors import RunError
-from ..storage import lock, typed, whole
+from ..storage import lock, typed
 
 _claimed: list[Path] = []  # folders that this process took, while nothing but `config.json` is in them
 
@@ -66,8 +66,6 @@ def claim(path: Path, config: dict[str, Any]) -> None:
     lock.take(path)
     try:
         _check(path, config)  # once more: whoever held it until now may have begun a run of its own
-        for file in filter(whole.unfinished, path.iterdir()):
-            file.unlink(missing_ok=True)
         if not (path / "config.json").exists():
             typed.write_json(path / "config.json", config)
             _claimed.append(path)
@@ -82,12 +80,8 @@ def _check(path: Path, config: dict[str, Any]) -> None:
         there = read(path)
         if there["identity"] != config["identity"]:
             raise RunError(f"--out {path} holds another run ({_difference(there, config)}); choose another --out")
-    elif path.exists() and (not path.is_dir() or any(not _is_trace(file) for file in path.iterdir())):
+    elif path.exists() and (not path.is_dir() or any(not lock.is_trace(file) for file in path.iterdir())):
         raise RunError(f"--out {path} exists and is not a run folder; choose another --out")
-
-
-def _is_trace(file: Path) -> bool:
-    return lock.is_trace(file) or whole.unfinished(file)
 
 
 def release() -> None:
@@ -98,7 +92,7 @@ def release() -> None:
     while _claimed:
         path = _claimed.pop()
         with contextlib.suppress(OSError):  # it may be gone, or be somebody else's by now
-            if {one.name for one in path.iterdir() if not _is_trace(one)} == {"config.json"}:
+            if {one.name for one in path.iterdir() if not lock.is_trace(one)} == {"config.json"}:
                 (path / "config.json").unlink()
                 lock.give_back(path)
                 path.rmdir()

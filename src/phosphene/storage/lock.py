@@ -83,16 +83,16 @@ def give_back(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a killed process left of its lock, unless another one is at work or nothing can be written."""
-    if any((folder / name).exists() for name in (LOCK, HOLDER)):
+    """Remove what a killed process left in the folder, unless another one is at work or nothing can be written."""
+    if any(is_trace(file) for file in folder.iterdir()):
         with contextlib.suppress(PhospheneError):
             take(folder)
             give_back(folder)
 
 
 def is_trace(path: Path) -> bool:
-    """Whether a file is one of the lock's."""
-    return path.name in (LOCK, HOLDER)
+    """Whether a file is one of the lock's, or one that a killed process was writing."""
+    return path.name in (LOCK, HOLDER) or whole.unfinished(path)
 
 
 def _acquire(lock: FileLock, where: Path, folder: Path) -> None:
@@ -102,6 +102,9 @@ def _acquire(lock: FileLock, where: Path, folder: Path) -> None:
         except Timeout:
             remedy = "wait until it is done or stop it, or name another --out"
             raise RunError(f"another process is at work in {folder}{_who(where)}; {remedy}") from None
+    for file in filter(whole.unfinished, where.iterdir()):  # of a process that was killed: nobody else is here
+        with contextlib.suppress(OSError):
+            file.unlink()
     command = " ".join(sys.argv)
     holder = {"process": os.getpid(), "host": socket.gethostname(), "command": command[:200]}
     with contextlib.suppress(PhospheneError):  # a courtesy: the lock holds without it
