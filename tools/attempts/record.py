@@ -15,7 +15,14 @@ class Left(NamedTuple):
     why: str
 
 
-LEFT: tuple[Left, ...] = ()
+LEFT: tuple[Left, ...] = (
+    Left(
+        ("memory",),
+        r"signal SIG(SEGV|ABRT|BUS)",
+        "a process whose address space is limited to little more than its imports take (`ulimit -v`) crashed in native "
+        "code, where an allocation was refused; Python is never told, and the same command went on without the limit",
+    ),
+)
 FAILURES = {  # what a problem begins with -> what it counts as
     "tracebacks, or faults of the program (exit 70)": r"traceback|exit 70",
     "folders that differ from the undisturbed run": r"differs",
