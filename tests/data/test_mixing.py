@@ -275,3 +275,8 @@ def test_the_command_line_takes_several(tmp_path: Path, capsys: pytest.CaptureFi
     text = f"cifar-resnet8 --data {tmp_path / '0'} --data {tmp_path / '1'} --shares 1,1 --steps 1 --batch 4 --json"
     command("train").main([*text.split(), "--out", str(tmp_path / "a"), "--device", "cpu"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["shares"] == [2, 2]
+
+
+def test_no_data_set_at_all_is_said():
+    with pytest.raises(SettingsError, match="--data is missing"):
+        join(())

@@ -67,10 +67,12 @@ def join(data: Data | Sequence[Data], shares: str | None = None) -> ImageDataset
         shares: parts of each batch, like "2,1": numbers above 0; None: in proportion to the images.
 
     Raises:
-        SettingsError: as many shares as data sets are needed.
+        SettingsError: there is no data set, or not one share for each.
         DatasetError: they differ in classes, channels, the size that a network sees, or the scale of their pixels.
     """
     sets: list[Data] = list(data) if isinstance(data, list | tuple) else [cast(Data, data)]
+    if not sets:
+        raise SettingsError("--data is missing; give a data set")
     parts = [ImageDataset.open(one) for one in sets]
     weights = _shares(shares, len(parts))
     if len(parts) == 1:
