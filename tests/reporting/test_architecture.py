@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from phosphene import spaces
-from phosphene.errors import ArchitectureError, RunError, SettingsError, StorageError
+from phosphene.errors import ArchitectureError, RunError, SettingsError
 from phosphene.reporting import arch_compare as comparison
 from phosphene.reporting import arch_show as architecture
 from phosphene.spaces.darts import drawing as cells
@@ -64,7 +64,7 @@ def test_what_cannot_be_shown_is_named(tmp_path):
     with pytest.raises(ArchitectureError, match="arch"):
         (tmp_path / "bad.json").write_text("[]")
         architecture.show(tmp_path / "bad.json")
-    with pytest.raises(StorageError, match="cannot be written: No such file"):
+    with pytest.raises(SettingsError, match="there is no folder"):
         architecture.show("darts-v1", out=tmp_path / "no" / "folder.png")
     with pytest.raises(ArchitectureError, match="no cells"):
         architecture.draw_cells({}, tmp_path / "x.png")

@@ -163,6 +163,14 @@ def test_a_missing_extra_survives_the_way_from_a_worker():
 # -- as a process ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def interruptions():
+    """Children answer Ctrl-C, though the tests themselves may have been started to ignore it, as a shell's `&` does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def phosphene(*words: str, python: tuple[str, ...] = (), **options) -> subprocess.Popen:
     command = [sys.executable, *python, "-m", "phosphene", *words]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": HERE, **options}

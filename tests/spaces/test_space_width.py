@@ -17,7 +17,7 @@ from phosphene import models, spaces
 from phosphene.core import Paths, SearchSpace
 from phosphene.costs import budget as costs
 from phosphene.costs.budget import Budget
-from phosphene.errors import ArchitectureError, BudgetError, SettingsError
+from phosphene.errors import ArchitectureError, BudgetError, StorageError
 from phosphene.models.cifar_resnet import ZeroPad
 from phosphene.spaces.moves import sample
 from phosphene.spaces.width.designs import DESIGNS, design
@@ -352,5 +352,5 @@ def test_a_picture_of_the_widths(tmp_path: Path) -> None:
     space = WidthSpace()
     space.draw(drawn(space), tmp_path / "widths.png", "cifar-resnet20")
     assert (tmp_path / "widths.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(SettingsError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         space.draw(drawn(space), tmp_path / "no" / "widths.png")

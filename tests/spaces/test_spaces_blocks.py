@@ -17,7 +17,7 @@ from phosphene import spaces
 from phosphene.core import Architecture, Paths, SearchSpace
 from phosphene.costs import budget as costs
 from phosphene.costs import tables as prices
-from phosphene.errors import ArchitectureError, BudgetError, SettingsError
+from phosphene.errors import ArchitectureError, BudgetError, StorageError
 from phosphene.spaces import moves
 from phosphene.spaces.blocks.blocks import ConvBN, InvertedResidual
 from phosphene.spaces.blocks.macro import MacroSpace
@@ -485,7 +485,7 @@ def test_drawings(kind, tmp_path):
         space.draw(drawn(space, seed), tmp_path / "a.png", title="one")
         pictures.add((tmp_path / "a.png").read_bytes())
     assert len(pictures) == 2 and all(picture.startswith(b"\x89PNG") for picture in pictures)
-    with pytest.raises(SettingsError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         space.draw(drawn(space), tmp_path / "nowhere" / "a.png")
     with pytest.raises(ArchitectureError):
         space.draw({}, tmp_path / "a.png")
