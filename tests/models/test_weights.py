@@ -163,3 +163,5 @@ def test_small_floats_are_checked_too():
 def test_weights_without_values_have_no_digest():
     with pytest.raises(TeacherError, match=r"0\.bias is on the device meta, without values"):
         weights.digest(torch.nn.Sequential(torch.nn.Linear(2, 2, device="meta")))
+    with pytest.raises(TeacherError, match=r"0\.\w+ is without a shape yet"):
+        weights.digest(torch.nn.Sequential(torch.nn.LazyLinear(2)))

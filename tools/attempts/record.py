@@ -22,6 +22,12 @@ LEFT: tuple[Left, ...] = (
         "a process whose address space is limited to little more than its imports take (`ulimit -v`) crashed in native "
         "code, where an allocation was refused; Python is never told, and the same command went on without the limit",
     ),
+    Left(
+        ("resumed",),
+        r"differs: [\w-]+/(arch\.json|network\.json|weights\.safetensors|\w+\.npy|result\.json)",
+        "a file of a recipe's stage that was finished was damaged, and no later stage read it: finished stages are "
+        "compared with their checksums by whoever reads them, not by the recipe",
+    ),
 )
 FAILURES = {  # what a problem begins with -> what it counts as
     "tracebacks, or faults of the program (exit 70)": r"traceback|exit 70",

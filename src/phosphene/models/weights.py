@@ -256,9 +256,9 @@ def digest(net: nn.Module | Mapping[str, Tensor], mean: Sequence[float] = (), st
     tensors = net.state_dict() if isinstance(net, nn.Module) else net
     for name, tensor in sorted(tensors.items()):
         if name.rsplit(".", 1)[-1] not in COUNTERS:
+            if is_lazy(tensor) or tensor.is_meta:
+                raise TeacherError(f"{_shown(name)} is {_odd(tensor)}: there is nothing trained")
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            if tensor.is_meta:
-                raise TeacherError(f"{_shown(name)} is on the device meta, without values: there is nothing trained")
             plain = tensor.detach().cpu().resolve_neg().contiguous()
             sha.update(plain.view(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()

@@ -277,6 +277,7 @@ def results(
     Example:
         phosphene results --check
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise SettingsError(f"no folder {folder}; run this at the root of the checkout, or record a result first")
     check_file("--page", settings.page, (".md", ".markdown"))
