@@ -281,7 +281,7 @@ def results(
     if not folder.is_dir():
         raise SettingsError(f"no folder {folder}; run this at the root of the checkout, or record a result first")
     check_file("--page", settings.page, (".md", ".markdown"))
-    page = settings.page or folder.with_suffix(".md")
+    page = Path(settings.page or folder.with_suffix(".md"))
     records = load(folder)
     text = render(records, folder.name)
     if settings.check and not (page.is_file() and page.read_bytes() == text.encode()):
