@@ -66,6 +66,8 @@ def test_what_cannot_be_shown_is_named(tmp_path):
         architecture.show(tmp_path / "bad.json")
     with pytest.raises(SettingsError, match="there is no folder"):
         architecture.show("darts-v1", out=tmp_path / "no" / "folder.png")
+    with pytest.raises(SettingsError, match="nothing to compare"):
+        comparison.compare([])
     with pytest.raises(ArchitectureError, match="no cells"):
         architecture.draw_cells({}, tmp_path / "x.png")
 

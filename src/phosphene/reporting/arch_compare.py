@@ -200,6 +200,8 @@ def agree(one: Genotype, other: Genotype) -> float:
 
 def _space_of(archs: Sequence[str]) -> str:
     """The name of the space that all are of; raises `SettingsError` where they are of several, or of fixed networks."""
+    if not archs:
+        raise SettingsError("there is nothing to compare: name architectures of one space")
     kinds = [str(spaces.architecture(arch).space["name"]) for arch in archs]
     for arch, kind in zip(archs, kinds, strict=True):
         if kind == "fixed":
