@@ -28,6 +28,12 @@ LEFT: tuple[Left, ...] = (
         "a file of a recipe's stage that was finished was damaged, and no later stage read it: finished stages are "
         "compared with their checksums by whoever reads them, not by the recipe",
     ),
+    Left(
+        ("flags",),
+        r"stuck",
+        "a network of ten times its width: one step takes longer than the campaign waits after an interrupt, and a run "
+        "ends after its step",
+    ),
 )
 FAILURES = {  # what a problem begins with -> what it counts as
     "tracebacks, or faults of the program (exit 70)": r"traceback|exit 70",
