@@ -86,7 +86,7 @@ def _begin(out: Path, data: ImageDataset) -> None:
     for folder in folders:
         with whole.storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    for folder in (out, *folders):
+    for folder in folders:  # the lock has put `out` itself in order
         for file in filter(whole.unfinished, folder.iterdir()):
             file.unlink(missing_ok=True)
 

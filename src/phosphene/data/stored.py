@@ -12,7 +12,7 @@ from . import follow
 from .card import REMEDY
 
 ARRAYS = ("images", "labels", "logits", "seeds", "regions")
-_finite: set[tuple[str, int, int, int]] = set()  # (path, inode, bytes, nanoseconds of the change) that were read
+_finite: set[checksums.State] = set()  # arrays that were read
 
 
 def mapped(folder: Path) -> dict[str, np.ndarray]:
@@ -42,8 +42,7 @@ def check(folder: Path, there: dict[str, np.ndarray], *others: str) -> None:
 
 
 def _check_finite(path: Path, name: str, array: np.ndarray) -> None:
-    stat = path.stat()
-    state = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    state = checksums.state_of(path)
     if state not in _finite:
         refuse(f"{path}", name, array)
         _finite.add(state)

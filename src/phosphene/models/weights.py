@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import TeacherError, is_memory, shown
-from ..storage import checksums
+from ..storage import checksums, finite
 
 __all__ = ["check", "digest", "fit", "head", "read", "stem"]
 
@@ -184,12 +184,10 @@ def check(tensors: Mapping[str, object], name: str) -> None:
 def _not_finite(tensors: Mapping[str, object]) -> Iterator[tuple[str, int]]:
     """(name, how many values) for every tensor with a NaN or an infinity."""
     for key, tensor in tensors.items():
-        if not isinstance(tensor, Tensor) or not (tensor.is_floating_point() or tensor.is_complex()):
-            continue
-        wide = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()  # no isfinite of float8
-        finite = torch.isfinite(wide)
-        if key.rsplit(".", 1)[-1] not in COUNTERS and not bool(finite.all()):
-            yield key, int(finite.numel() - finite.sum())
+        if isinstance(tensor, Tensor) and key.rsplit(".", 1)[-1] not in COUNTERS:
+            small = tensor.is_floating_point() and tensor.element_size() == 1  # float8 has no isfinite
+            if bad := finite.count_bad(tensor.detach().float() if small else tensor.detach()):
+                yield key, bad
 
 
 def fit(net: nn.Module, weights: dict[str, Tensor], name: str) -> None:

@@ -23,7 +23,9 @@ SWITCH = "PHOSPHENE_CHECKSUMS"
 OFF = ("0", "off", "no", "false")
 
 Digest = Annotated[str, Predicate(lambda text: len(text) == 64)]
-_verified: set[tuple[str, int, int, int]] = set()  # (path, inode, bytes, nanoseconds of the change) that were sound
+State = tuple[str, int, int, int]
+"""path, inode, bytes and nanoseconds of the change of a file: another state, and it is read again"""
+_verified: set[State] = set()  # files that were sound
 
 
 def record(folder: Path, *names: str) -> None:
@@ -31,7 +33,7 @@ def record(folder: Path, *names: str) -> None:
     known = _read(folder, RunError, typed.REMEDY) if (folder / FILE).exists() else {}
     known |= {name: digest(folder / name) for name in names}
     typed.write_json(folder / FILE, dict(sorted(known.items())))
-    _verified.update(_state(folder / name) for name in names)
+    _verified.update(state_of(folder / name) for name in names)
 
 
 def forget(folder: Path, *names: str) -> None:
@@ -48,7 +50,7 @@ def verify(folder: Path, *names: str, error: type[PhospheneError] = RunError, re
     known = _read(folder, error, remedy)
     for name in names:
         path = folder / name
-        if name in known and path.exists() and (state := _state(path)) not in _verified:
+        if name in known and path.exists() and (state := state_of(path)) not in _verified:
             if digest(path) != known[name]:
                 raise error(
                     f"{path} was changed since it was written, by damage or by hand (its sha256 is not the one in "
@@ -77,7 +79,7 @@ def _read(folder: Path, error: type[PhospheneError], remedy: str) -> dict[str, s
     return typed.read(folder / FILE, dict[str, Digest], error, f"{remedy}, or remove this file")
 
 
-def _state(path: Path) -> tuple[str, int, int, int]:
+def state_of(path: Path) -> State:
     """What changes when the file does."""
     stat = path.stat()
     return str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -15,10 +15,14 @@ PIECE = 1 << 22  # values of an array that are read at a time
 def first_bad(tensors: Mapping[str, Tensor]) -> str | None:
     """``name has 3 of 64 values that are not finite`` of the first such tensor; None where all are finite."""
     for name, tensor in tensors.items():
-        if not is_finite(tensor):
-            bad = int((~tensor.isfinite()).sum())
+        if bad := count_bad(tensor):
             return f"{name} has {bad:,} of {tensor.numel():,} values that are NaN or infinite"
     return None
+
+
+def count_bad(tensor: Tensor) -> int:
+    """How many values are NaN or infinite."""
+    return 0 if is_finite(tensor) else int((~tensor.isfinite()).sum())
 
 
 def is_finite(tensor: Tensor) -> bool:
